@@ -1,0 +1,56 @@
+"""What every analyst is given, and the one method it has."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+from planner.effects import CheckReport
+from planner.plan import AnalystRecord, CheckpointRef, Modification, Plan, Policy
+from planner.profile import Profile
+
+__all__ = ["Analyst", "Brief", "Proposal", "drafted"]
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What an analyst knows."""
+
+    goal: str
+    profile: Profile
+    policy: Policy
+    check: Callable[[Plan], CheckReport]
+    """Checks a draft against the checkpoint and the policy."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What an analyst gives back."""
+
+    plan: Plan
+    note: str
+    """What the analyst says about the plan as a whole; the reason, where it holds no modification."""
+
+
+class Analyst(Protocol):
+    """Anything that can write a plan."""
+
+    def propose(self, brief: Brief) -> Proposal:
+        """A plan that `brief.check` accepts; it may be empty. Raises an `AnalystFailed`."""
+        ...
+
+
+def drafted(brief: Brief, analyst: AnalystRecord, modifications: Sequence[Modification]) -> Plan:
+    """A plan for the checkpoint of `brief`, with a new id."""
+    now = datetime.now(UTC)
+    return Plan(
+        id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
+        created=now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        goal=brief.goal,
+        checkpoint=CheckpointRef(name=brief.profile.name, fingerprint=brief.profile.fingerprint),
+        analyst=analyst,
+        modifications=tuple(modifications),
+    )

@@ -1,0 +1,87 @@
+"""Which analyst the user wants, and the way from that choice to a plan file with its transcript beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from planner import fsio
+from planner.analysts.base import Brief, Proposal
+from planner.analysts.llm import LLMAnalyst
+from planner.analysts.rules import RulesAnalyst
+from planner.llm import client_for, secrets_in
+from planner.plan import write_plan
+from planner.records import Record
+
+__all__ = ["AnalystChoice", "propose_to", "transcript_path"]
+
+
+class AnalystChoice(Record):
+    """Who writes the plan, and how a language model is asked."""
+
+    kind: Literal["rules", "llm"] = "rules"
+    """rules: the built-in ones, from the profile alone. llm: a language model."""
+    llm: str | None = None
+    """The language model: NAME, or PROVIDER/NAME."""
+    base_url: str | None = None
+    """An OpenAI-compatible endpoint; its key comes from the environment."""
+    repairs: int = Field(default=2, ge=0, le=10)
+    """How often problems go back to the model."""
+    max_output_tokens: int = Field(default=8192, ge=256)
+    """Longest answer of the model, in tokens."""
+    temperature: float | None = Field(default=None, ge=0)
+    """Sampling temperature; null sends none."""
+    timeout_s: float = Field(default=300, ge=1)
+    """Seconds to wait for one answer, retries included."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.kind == "llm" and not self.llm:
+            raise ValueError("no language model is named: say llm = NAME or PROVIDER/NAME")
+        if self.kind == "rules" and (self.llm or self.base_url):
+            raise ValueError("a language model is named, but the analyst is `rules`")
+        return self
+
+
+def transcript_path(plan: Path) -> Path:
+    """Where the transcript of a plan is kept: plan.json, plan.transcript.json."""
+    return plan.with_suffix(".transcript.json")
+
+
+def propose_to(
+    out: Path, brief: Brief, choice: AnalystChoice, *, environment: Mapping[str, str], tell: Callable[[str], None]
+) -> Proposal:
+    """Ask the chosen analyst and write its plan to `out`; the transcript is written whatever becomes of it.
+
+    Raises an `AnalystFailed`, or what `client_for` raises before anything is sent.
+    """
+    if choice.kind == "rules":
+        proposal = RulesAnalyst().propose(brief)
+    else:
+        proposal = _from_model(out, brief, choice, environment=environment, tell=tell)
+    fsio.replace_file(out, write_plan(proposal.plan))
+    return proposal
+
+
+def _from_model(
+    out: Path, brief: Brief, choice: AnalystChoice, *, environment: Mapping[str, str], tell: Callable[[str], None]
+) -> Proposal:
+    assert choice.llm is not None, "AnalystChoice saw to it"
+    secrets = secrets_in(environment)
+    analyst = LLMAnalyst(
+        client_for(choice.llm, base_url=choice.base_url, timeout_s=choice.timeout_s, environment=environment),
+        most_repairs=choice.repairs,
+        max_output_tokens=choice.max_output_tokens,
+        temperature=choice.temperature,
+        secrets=secrets,
+        tell=tell,
+    )
+    try:
+        return analyst.propose(brief)
+    finally:
+        if analyst.transcript.exchanges:
+            fsio.replace_file(transcript_path(out), analyst.transcript.encoded(secrets))
+            tell(f"wrote {transcript_path(out)}: everything that was sent and answered")

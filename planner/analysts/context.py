@@ -1,0 +1,93 @@
+"""The profile as a language model reads it: by role, one line a layer, scientific notation.
+
+Names come from a file that a stranger wrote: control and direction-changing characters are escaped and lengths are
+capped, so that a name can neither end its line nor rearrange it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from planner.operations import OPERATIONS, Example
+from planner.profile import Profile, Standing, TensorProfile, peer_groups, standings
+
+__all__ = ["operation_catalogue", "printable", "render_model", "render_statistics"]
+
+_MOST_ROWS = 400
+_LONGEST_NAME = 200
+
+
+def printable(text: str) -> str:
+    """The text with everything that is not a plain printable character escaped, at most 200 characters."""
+    plain = "".join(c if c.isascii() and c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return plain[:_LONGEST_NAME]
+
+
+def operation_catalogue() -> list[dict[str, Any]]:
+    """Every operation in words, from the classes themselves."""
+    return [
+        {
+            "kind": kind,
+            "meaning": " ".join((operation.__doc__ or "").split()),
+            "parameters": "; ".join(
+                f"`{name}`: {field.description}" for name, field in operation.model_fields.items() if name != "kind"
+            ),
+            "examples": [_example(kind, example) for example in operation.EXAMPLES],
+        }
+        for kind, operation in OPERATIONS.items()
+    ]
+
+
+def _example(kind: str, example: Example) -> str:
+    written = json.dumps({"kind": kind} | example.parameters)
+    return f"{written} turns {list(example.before)} into {list(example.after)}"
+
+
+def render_model(profile: Profile) -> str:
+    """What the checkpoint is, in three lines."""
+    layers = {tensor.layer for tensor in profile.tensors if tensor.layer is not None}
+    dtypes = ", ".join(sorted({tensor.dtype for tensor in profile.tensors}))
+    tied = {True: "yes", False: "no", None: "config.json does not say"}[profile.tied_embeddings]
+    return (
+        f"model_type: {printable(profile.model_type or 'unknown')}; embeddings tied: {tied}; dtypes: {dtypes}\n"
+        f"{profile.parameters:,} parameters in {len(profile.tensors)} tensors; "
+        + (f"layers {min(layers)} to {max(layers)}" if layers else "no layers")
+    )
+
+
+def render_statistics(profile: Profile, *, most_rows: int = _MOST_ROWS) -> str:
+    """Every tensor's statistics; with more tensors than rows, the layers least unlike their peers are left out."""
+    groups = peer_groups(profile.tensors)
+    outside = [tensor for tensor in profile.tensors if tensor.layer is None]
+    ranked = sorted((s for group in groups for s in standings(group)), key=lambda s: -abs(s.robust_z))
+    room = max(most_rows - len(outside), 0)
+    shown = {standing.tensor.name for standing in ranked[:room]}
+    blocks = [_block("outside the layers", [(tensor, None) for tensor in outside])] if outside else []
+    for group in groups:
+        standing = {s.tensor.name: s for s in standings(group)}
+        rows = [(tensor, standing.get(tensor.name)) for tensor in group if tensor.name in shown]
+        left_out = len(group) - len(rows)
+        title = f"role {printable(group[0].role)}, {len(group)} tensors"
+        title += f", {left_out} closest to the median left out" if left_out else ""
+        blocks.append(_block(title, rows))
+    return "\n\n".join(blocks)
+
+
+def _block(title: str, rows: list[tuple[TensorProfile, Standing | None]]) -> str:
+    lines = [f"## {title}", "name | shape | mean | std | min | max | abs_max | rms | kurtosis | zeros | out6 | z"]
+    for tensor, standing in rows:
+        numbers = (tensor.mean, tensor.std, tensor.min, tensor.max, tensor.abs_max, tensor.rms, tensor.kurtosis)
+        lines.append(
+            " | ".join(
+                [
+                    printable(tensor.name),
+                    "x".join(map(str, tensor.shape)),
+                    *("null" if number is None else f"{number:.5e}" for number in numbers),
+                    str(tensor.zeros),
+                    str(tensor.outliers.get("6", "null")),
+                    "-" if standing is None else f"{standing.robust_z:+.1f}",
+                ]
+            )
+        )
+    return "\n".join(lines)

@@ -1,0 +1,29 @@
+"""Checkpoints on disk: where they are, what their headers say, and the digest that identifies them."""
+
+from __future__ import annotations
+
+from planner.checkpoint.fingerprint import (
+    digest_bytes,
+    digest_file,
+    fingerprint_checkpoint,
+    fingerprint_of,
+    tensor_digests,
+)
+from planner.checkpoint.folder import Checkpoint, Shard, Tensor, open_checkpoint
+from planner.checkpoint.header import encode_header
+from planner.checkpoint.sources import in_hub_cache, locate
+
+__all__ = [
+    "Checkpoint",
+    "Shard",
+    "Tensor",
+    "digest_bytes",
+    "digest_file",
+    "encode_header",
+    "fingerprint_checkpoint",
+    "fingerprint_of",
+    "in_hub_cache",
+    "locate",
+    "open_checkpoint",
+    "tensor_digests",
+]

@@ -1,0 +1,88 @@
+"""`planner check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from planner.cli.given import Json, ModelOption
+
+if TYPE_CHECKING:
+    from planner.cli.console import Screen
+    from planner.effects import CheckReport
+    from planner.plan import Plan
+
+PlanArgument = Annotated[Path, typer.Argument(metavar="PLAN", help="Plan file.")]
+PolicyOption = Annotated[Path | None, typer.Option(help="TOML file with your limits.")]
+AllowVoid = Annotated[bool, typer.Option("--allow-void", help="Accept modifications that change no stored bit.")]
+
+
+def command(
+    plan: PlanArgument,
+    model: ModelOption,
+    policy: PolicyOption = None,
+    allow_void: AllowVoid = False,
+    as_json: Json = False,
+) -> int:
+    """Everything wrong with a plan, and what each modification would do, exactly. Changes nothing."""
+    from planner.cli.console import Screen
+    from planner.cli.given import checkpoint_at, plan_at, policy_at, profiled
+    from planner.effects import check
+    from planner.errors import PlanRefused, StalePlan
+
+    screen = Screen(as_json=as_json)
+    read, limits = plan_at(plan), policy_at(policy)
+    checkpoint = checkpoint_at(model)
+    profile = profiled(checkpoint, screen)
+    with screen.progress("previewing") as bar:
+        report = check(read, checkpoint, profile, limits, allow_void=allow_void, progress=bar.advance)
+    screen.emit(report)
+    show_report(read, report, screen)
+    if report.accepted:
+        screen.say(f"next: planner review {plan} --model {model}" if report.modifications else "nothing to apply")
+        return 0
+    stale = any(problem.code == "stale-plan" for problem in report.problems)
+    return StalePlan.exit_status if stale else PlanRefused.exit_status
+
+
+def show_report(plan: Plan, report: CheckReport, screen: Screen) -> None:
+    """The previews as a table, then every problem."""
+    operations = {modification.id: modification.operation for modification in plan.modifications}
+    rows = [
+        (
+            modification.id,
+            describe(operations[modification.id].model_dump()),
+            tensor.name,
+            tensor.effect,
+            f"{tensor.changed_fraction:.2%}",
+            "-" if tensor.relative_change is None else f"{tensor.relative_change:.3g}",
+            "-" if tensor.realised_scale is None else f"{tensor.realised_scale:.6g}",
+            *(
+                "-" if moment is None else f"{moment:.4g}"
+                for moment in (tensor.before.rms, tensor.after.rms, tensor.before.abs_max, tensor.after.abs_max)
+            ),
+        )
+        for modification in report.modifications
+        for tensor in modification.tensors
+    ]
+    headings = ("id", "operation", "tensor", "effect", "changed", "|dW|/|W|", "scale", "rms", "->", "max|w|", "->")
+    screen.table(headings, rows, left=4)
+    for problem in report.problems:
+        screen.show(f"{problem.modification or 'plan'}: [{problem.code}] {problem.message}")
+        screen.show(f"    {problem.hint}")
+    count = len(report.problems)
+    screen.show("accepted" if report.accepted else f"refused: {count} problem{'s' if count > 1 else ''}")
+    if report.accepted and any(tensor.effect == "unknown" for tensor in report.tensors):
+        screen.show("effect unknown: bits change; what that does to the model is for `planner evaluate` to measure")
+
+
+def describe(operation: dict[str, object]) -> str:
+    """An operation in a few words: scale factor=1.02."""
+    given = [
+        f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in operation.items()
+        if name != "kind" and value is not None
+    ]
+    return " ".join([str(operation["kind"]), *given])

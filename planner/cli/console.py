@@ -1,0 +1,125 @@
+"""What the commands say, and where: results to stdout, talk to stderr, one JSON document when that was asked for.
+
+Without a terminal there are no colours and no progress bars, and tables are as wide as their content.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from planner.records import Record
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+__all__ = ["Screen", "plain"]
+
+_PIPED_WIDTH = 160
+
+
+class Screen:
+    """The two streams of one command."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+
+    @cached_property
+    def _out(self) -> Console:
+        return _console(stderr=False)
+
+    @cached_property
+    def _err(self) -> Console:
+        return _console(stderr=True)
+
+    def say(self, text: str) -> None:
+        """Talk: a line for people, to stderr."""
+        self._err.print(plain(text), markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, text: str = "") -> None:
+        """A line of the result, for people; nothing with --json."""
+        if not self.as_json:
+            self._out.print(plain(text), markup=False, highlight=False, soft_wrap=True)
+
+    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, title: str = "") -> None:
+        """A table of the result, for people; the first `left` columns are text, the others numbers."""
+        if self.as_json:
+            return
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left", pad_edge=False)
+        for place, heading in enumerate(headings):
+            table.add_column(Text(heading), justify="left" if place < left else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(plain(cell)) for cell in row))
+        self._out.print(table)
+
+    def emit(self, document: Record | dict[str, Any]) -> None:
+        """The one JSON document of --json; nothing without it."""
+        if self.as_json:
+            content = document.model_dump(mode="json") if isinstance(document, Record) else document
+            sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    @contextmanager
+    def progress(self, what: str, total: int | None = None, *, unit: str = "bytes") -> Iterator[Bar]:
+        """A progress bar on stderr; invisible without a terminal."""
+        if not self._err.is_terminal:
+            yield Bar(None)
+            return
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+        )
+
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn())
+        amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+        with Progress(*columns, amount, TimeElapsedColumn(), console=self._err, transient=True) as shown:
+            task = shown.add_task(what, total=total)
+            yield Bar(shown, task)
+
+
+class Bar:
+    """One progress bar."""
+
+    def __init__(self, shown: Progress | None, task: Any = None) -> None:
+        self._shown = shown
+        self._task = task
+
+    def advance(self, count: int) -> None:
+        """So many more are done."""
+        if self._shown:
+            self._shown.advance(self._task, count)
+
+    def step(self, what: str, done: int, total: int) -> None:
+        """This is being done, and so many of so many are."""
+        if self._shown:
+            self._shown.update(self._task, description=what, completed=done, total=total)
+
+    def set(self, done: int, total: int) -> None:
+        """So many of so many are done."""
+        if self._shown:
+            self._shown.update(self._task, completed=done, total=total)
+
+
+def plain(text: str) -> str:
+    """Text that may hold names from a stranger's file, without control or direction-changing characters."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else _PIPED_WIDTH, emoji=False)

@@ -1,0 +1,47 @@
+"""`planner diff`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from planner.cli.check import describe
+from planner.cli.given import Json
+
+
+def command(
+    a: Annotated[str, typer.Argument(metavar="A", help="Checkpoint folder, or hub id.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    as_json: Json = False,
+) -> None:
+    """Which tensors differ, by how much, and the operation that explains it exactly, where one does."""
+    from planner.cli.console import Screen
+    from planner.cli.given import checkpoint_at
+    from planner.effects import compare
+
+    screen = Screen(as_json=as_json)
+    first, second = checkpoint_at(a), checkpoint_at(b)
+    with screen.progress("comparing", first.nbytes) as bar:
+        found = compare(first, second, progress=bar.advance)
+    screen.emit(found)
+    rows = [
+        (
+            tensor.name,
+            describe(tensor.explanation.model_dump()) if tensor.explanation else tensor.note or "-",
+            "-" if tensor.changed_elements is None else f"{tensor.changed_elements:,} of {tensor.elements:,}",
+            "-" if tensor.relative_change is None else f"{tensor.relative_change:.3g}",
+            "-" if tensor.largest_change is None else f"{tensor.largest_change:.3g}",
+        )
+        for tensor in found.tensors
+    ]
+    if rows:
+        headings = ("tensor", "explained bit for bit by", "elements changed", "|dW|/|W|", "max|dw|")
+        screen.table(headings, rows, left=2)
+    for name in found.only_in_a:
+        screen.show(f"only in {a}: {name}")
+    for name in found.only_in_b:
+        screen.show(f"only in {b}: {name}")
+    count = len(found.tensors)
+    same = f"the same bytes in all {found.compared} tensors"
+    screen.show(same if found.identical else f"{count} of {found.compared} tensors differ")

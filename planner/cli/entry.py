@@ -1,0 +1,117 @@
+"""From the command line to an exit status: every error becomes two lines a person can act on."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+import typer
+
+from planner import __version__
+from planner.cli import (
+    apply,
+    check,
+    diff,
+    evaluate,
+    log,
+    profile,
+    propose,
+    recover,
+    revert,
+    review,
+    run,
+    schemas,
+    verify,
+)
+from planner.errors import Interrupted, PlannerError, StorageError, UsageError
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    name="planner",
+    help="Change a language model's weights directly: profiled, planned, reviewed, applied, measured, reversible.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for _verb, _short in (
+    (profile, "Statistics of every tensor, exact."),
+    (propose, "Write a plan: modifications with reasons and confidence."),
+    (check, "Everything wrong with a plan, and what it would do."),
+    (review, "Approve or reject each modification."),
+    (apply, "Apply what is approved, as one transaction."),
+    (log, "The history of a checkpoint."),
+    (verify, "Re-hash every byte and compare with the ledger."),
+    (revert, "Take patches back, bit for bit."),
+    (recover, "Clean up after a command that was killed."),
+    (diff, "What differs between two checkpoints, and why."),
+    (evaluate, "Did it help? Paired statistics, drift, gates."),
+    (run, "The whole story from a pipeline file, unattended."),
+    (schemas, "Write the JSON schema of every file."),
+):
+    app.command(_verb.__name__.rpartition(".")[2], short_help=_short)(_verb.command)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
+    if version:
+        sys.stdout.write(f"planner {__version__}\n")
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is the one the contract gives. Nothing leaves as a traceback."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        result = app(given, standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `planner ... | head`. Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        sys.stdout.write(error.format_message() + "\n")
+        return 2
+    except click.ClickException as error:
+        return _told(_usage(error), given)
+    except (KeyboardInterrupt, click.Abort):
+        return _told(Interrupted("stopped; nothing is half-done", hint="run the command again to start over"), given)
+    except PlannerError as error:
+        return _told(error, given)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or type(error).__name__
+        return _told(StorageError(f"{where}{reason}", hint="check the path and the disk"), given)
+    except Exception as error:
+        if os.environ.get("PLANNER_TRACEBACK"):
+            raise
+        message = f"{type(error).__name__}: {error}"
+        return _told(PlannerError(message, hint="a bug in the planner; PLANNER_TRACEBACK=1 shows where"), given)
+
+
+def _usage(error: click.ClickException) -> UsageError:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "planner"
+    return UsageError(error.format_message().rstrip("."), hint=f"`{command} --help` shows how it is used")
+
+
+def _told(error: PlannerError, given: Sequence[str]) -> int:
+    from planner.cli.console import plain
+
+    # Names from a stranger's file may be part of a message, and must not steer the terminal.
+    sys.stderr.write(f"error[{error.code}]: {plain(error.message)}\n")
+    problems: tuple[str, ...] = getattr(error, "problems", ())
+    for problem in problems:
+        sys.stderr.write(f"  - {plain(problem)}\n")
+    sys.stderr.write(f"hint: {plain(error.hint)}\n")
+    if "--json" in given:
+        document: dict[str, object] = {"code": error.code, "message": error.message, "hint": error.hint}
+        if problems:
+            document["problems"] = list(problems)
+        sys.stdout.write(json.dumps({"error": document}, indent=2, ensure_ascii=False) + "\n")
+    return error.exit_status

@@ -1,0 +1,97 @@
+"""`planner evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from planner.cli.given import Json, ModelArgument
+
+if TYPE_CHECKING:
+    from planner.cli.console import Screen
+    from planner.evaluation import Evaluation
+
+
+def command(
+    model: ModelArgument,
+    baseline: Annotated[str, typer.Option(metavar="MODEL", help="The checkpoint to compare with.")],
+    suite: Annotated[Path, typer.Option(metavar="FILE", help="Suite file: metrics, texts, gates.")],
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap and the permutation test.")] = 0,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the evaluation here.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Did it help? Paired statistics on the same documents, drift, and gates."""
+    from planner import fsio
+    from planner.cli.console import Screen
+    from planner.cli.given import checkpoint_at, profiled
+    from planner.errors import GateRefused
+    from planner.evaluation import Side, evaluate, load_suite
+
+    screen = Screen(as_json=as_json)
+    loaded = load_suite(suite)
+    before, after = checkpoint_at(baseline), checkpoint_at(model)
+    sides = [Side(name=c.name, fingerprint=profiled(c, screen).fingerprint) for c in (before, after)]
+    with screen.progress("evaluating", unit="tokens") as bar:
+        found = evaluate(
+            before.path,
+            after.path,
+            loaded,
+            seed=seed,
+            progress=bar.set,
+            baseline_side=sides[0],
+            candidate_side=sides[1],
+        )
+    if out:
+        fsio.replace_file(out, found.model_dump_json(indent=2).encode() + b"\n")
+        screen.say(f"wrote {out}")
+    screen.emit(found)
+    show_evaluation(found, screen)
+    return 0 if found.accepted else GateRefused.exit_status
+
+
+def show_evaluation(found: Evaluation, screen: Screen) -> None:
+    """The metrics, the drift and the gates, for people."""
+    rows = []
+    for metric in found.metrics:
+        calibrated = metric.calibrated
+        rows.append(
+            (
+                metric.name,
+                str(metric.n),
+                f"{metric.baseline:.4f}",
+                "not finite" if metric.candidate is None else f"{metric.candidate:.4f}",
+                _with_interval(metric.difference, metric.interval),
+                "-" if metric.p_value is None else f"{metric.p_value:.4f}",
+                "-" if calibrated is None else _with_interval(calibrated.difference, calibrated.interval),
+                "-" if calibrated is None else f"{calibrated.p_value:.4f}",
+                metric.verdict,
+            )
+        )
+    screen.table(
+        (
+            "metric",
+            "n",
+            "baseline",
+            "candidate",
+            "difference [95 %]",
+            "p",
+            "calibrated difference [95 %]",
+            "p",
+            "verdict",
+        ),
+        rows,
+    )
+    screen.show("losses in nats per token, lower is better; calibrated: each side at its own best logit temperature")
+    drift = found.drift
+    kl = "not finite" if drift.kl_mean is None else f"{drift.kl_mean:.3g} nats a token"
+    screen.show(f"drift on {drift.text}: KL {kl}, the same most likely token at {drift.top1_agreement:.2%}")
+    for gate in found.gates:
+        screen.show(f"gate {gate.name}: {'passed' if gate.passed else 'REFUSED'}: {gate.why}")
+
+
+def _with_interval(difference: float | None, interval: tuple[float, float] | None) -> str:
+    if difference is None or interval is None:
+        return "-"
+    return f"{difference:+.5f} [{interval[0]:+.5f}, {interval[1]:+.5f}]"

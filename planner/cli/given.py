@@ -1,0 +1,69 @@
+"""What the user gave on the command line, opened: checkpoints, profiles, plans, policies, the user's own name."""
+
+from __future__ import annotations
+
+import getpass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from planner.errors import OutputExists
+
+if TYPE_CHECKING:
+    from planner.checkpoint import Checkpoint
+    from planner.cli.console import Screen
+    from planner.plan import Plan, Policy
+    from planner.profile import Profile
+
+__all__ = ["Json", "ModelArgument", "ModelOption", "checkpoint_at", "invoking_user", "plan_at", "policy_at", "profiled"]
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder, or hub id with @revision.")]
+ModelOption = Annotated[str, typer.Option("--model", metavar="MODEL", help="Checkpoint folder, or hub id.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+def checkpoint_at(model: str) -> Checkpoint:
+    """The checkpoint that the user named."""
+    from planner.checkpoint import locate, open_checkpoint
+
+    return open_checkpoint(locate(model))
+
+
+def profiled(checkpoint: Checkpoint, screen: Screen, *, force: bool = False) -> Profile:
+    """Its profile, kept or new, with a progress bar."""
+    from planner.profile import profile_of
+
+    with screen.progress(f"profiling {checkpoint.name}", checkpoint.nbytes) as bar:
+        return profile_of(checkpoint, force=force, progress=bar.advance)
+
+
+def plan_at(path: Path) -> Plan:
+    """The plan in a file."""
+    from planner.inputs import read_text
+    from planner.plan import read_plan
+
+    return read_plan(read_text(path))
+
+
+def policy_at(path: Path | None) -> Policy:
+    """The policy in a file, or the default one."""
+    from planner.inputs import read_text
+    from planner.plan import Policy, read_policy
+
+    return read_policy(read_text(path)) if path else Policy()
+
+
+def invoking_user() -> str:
+    """Who runs the command, as far as the machine knows."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a user id without a name, as in many containers
+        return "unknown"
+
+
+def free_name(path: Path) -> Path:
+    """`path`, if nothing is there yet. Raises `OutputExists`."""
+    if path.exists():
+        raise OutputExists(f"{path} exists", hint="choose another name with --out, or remove it")
+    return path

@@ -1,0 +1,102 @@
+"""`planner propose`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from planner.cli.check import PolicyOption
+from planner.cli.given import Json, ModelArgument
+from planner.errors import UsageError
+
+if TYPE_CHECKING:
+    from planner.analysts import AnalystChoice, Proposal
+    from planner.cli.console import Screen
+
+
+def command(
+    model: ModelArgument,
+    goal: Annotated[str, typer.Option(help="What you want from the model, in a sentence.")],
+    analyst: Annotated[
+        str, typer.Option(help="Who writes the plan: llm or rules. Default: llm if --llm is given.")
+    ] = "",
+    llm: Annotated[str | None, typer.Option(metavar="PROVIDER/NAME", help="The language model to ask.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint.")] = None,
+    policy: PolicyOption = None,
+    out: Annotated[Path, typer.Option(metavar="PLAN", help="Where to write the plan.")] = Path("plan.json"),
+    repairs: Annotated[int, typer.Option(min=0, max=10, help="How often problems go back to the model.")] = 2,
+    max_output_tokens: Annotated[int, typer.Option(min=256, help="Longest answer of the model.")] = 8192,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Sampling temperature; by default none is sent.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for one answer, retries included.")] = 300,
+    as_json: Json = False,
+) -> None:
+    """Write a plan: reasoned, confidence-scored modifications, checked against the checkpoint.
+
+    The key of an endpoint comes from the environment: OPENAI_API_KEY, or PLANNER_API_KEY with --base-url.
+    """
+    from planner.analysts import Brief, propose_to
+    from planner.cli.console import Screen
+    from planner.cli.given import checkpoint_at, free_name, policy_at, profiled
+    from planner.effects import check
+
+    screen = Screen(as_json=as_json)
+    choice = _choice(
+        kind=analyst or ("llm" if llm else "rules"),
+        llm=llm,
+        base_url=base_url,
+        repairs=repairs,
+        max_output_tokens=max_output_tokens,
+        temperature=temperature,
+        timeout_s=timeout,
+    )
+    limits = policy_at(policy)
+    free_name(out)
+    checkpoint = checkpoint_at(model)
+    profile = profiled(checkpoint, screen)
+    brief = Brief(
+        goal=goal, profile=profile, policy=limits, check=lambda plan: check(plan, checkpoint, profile, limits)
+    )
+    proposal = propose_to(out, brief, choice, environment=os.environ, tell=screen.say)
+    screen.emit(proposal.plan)
+    _print(proposal, choice, screen)
+    screen.say(f"wrote {out}")
+    if proposal.plan.modifications:
+        screen.say(f"next: planner check {out} --model {model}")
+
+
+def _choice(**given: object) -> AnalystChoice:
+    from pydantic import ValidationError
+
+    from planner.analysts import AnalystChoice
+    from planner.plan import field_path
+
+    try:
+        return AnalystChoice.model_validate(given)
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        where = "" if not found["loc"] else f"{field_path(found['loc'])}: "
+        raise UsageError(
+            where + found["msg"].removeprefix("Value error, "),
+            hint="--analyst rules, or --analyst llm --llm PROVIDER/NAME",
+        ) from None
+
+
+def _print(proposal: Proposal, choice: AnalystChoice, screen: Screen) -> None:
+    from planner.cli.check import describe
+
+    plan = proposal.plan
+    count = len(plan.modifications)
+    screen.show(f"{count or 'no'} modification{'' if count == 1 else 's'} by {choice.kind}: {proposal.note}")
+    for modification in plan.modifications:
+        target = modification.target
+        where = " ".join([*(target.tensors or ()), *(target.roles or ())])
+        where += f" layers {target.layers}" if target.layers else ""
+        screen.show(f"\n{modification.id}  {describe(modification.operation.model_dump())}")
+        screen.show(f"     on {where}")
+        screen.show(f"     {modification.reasoning}")
+        screen.show(f"     confidence {modification.confidence:g}; expects: {modification.expected_impact}")

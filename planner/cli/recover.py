@@ -1,0 +1,28 @@
+"""`planner recover`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from planner.cli.given import Json, ModelArgument
+
+
+def command(model: ModelArgument, as_json: Json = False) -> None:
+    """Clean up after a command that was killed. Every other command that changes MODEL does this by itself."""
+    from planner.checkpoint import locate
+    from planner.cli.console import Screen
+    from planner.errors import NotACheckpoint
+    from planner.transaction import recover
+
+    screen = Screen(as_json=as_json)
+    try:
+        path = locate(model)
+    except NotACheckpoint:
+        path = Path(model).absolute()  # an --out folder that was never finished has no name yet
+        if not path.parent.is_dir():
+            raise
+    removed = recover(path)
+    screen.emit({"path": str(path), "removed": [str(stage) for stage in removed]})
+    for stage in removed:
+        screen.show(f"removed {stage}")
+    screen.show(f"{path} is whole" if path.exists() else f"{path} was never written")

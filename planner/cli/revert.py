@@ -1,0 +1,41 @@
+"""`planner revert`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from planner.cli.given import Json, ModelArgument
+
+
+def command(
+    model: ModelArgument,
+    to: Annotated[
+        int | None, typer.Option(min=0, help="Patch to go back to; 0 is the original. Default: undo one.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Take patches back, bit for bit."""
+    from planner.checkpoint import locate
+    from planner.cli.console import Screen
+    from planner.cli.given import invoking_user
+    from planner.transaction import revert
+
+    screen = Screen(as_json=as_json)
+    path = locate(model)
+    with screen.progress("reverting") as bar:
+        ledger = revert(path, to=to, by=invoking_user(), progress=bar.step)
+    original = ledger.current.fingerprint == ledger.original.fingerprint
+    screen.emit(
+        {
+            "path": str(path),
+            "in_force": list(ledger.in_force),
+            "fingerprint": ledger.current.fingerprint,
+            "original_fingerprint": ledger.original.fingerprint,
+            "original": original,
+        }
+    )
+    screen.show("in force: " + (", ".join(map(str, ledger.in_force)) or "no patch"))
+    screen.show(f"now       {ledger.current.fingerprint}")
+    screen.show(f"original  {ledger.original.fingerprint}" + ("  (the same)" if original else ""))

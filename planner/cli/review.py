@@ -1,0 +1,131 @@
+"""`planner review`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import click
+import typer
+
+from planner.cli.check import PlanArgument, describe
+from planner.cli.given import ModelOption
+from planner.errors import AnswerNeeded, StalePlan, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from planner.cli.console import Screen
+    from planner.effects import CheckReport
+    from planner.plan import Modification, Plan
+
+
+def command(
+    plan: PlanArgument,
+    model: ModelOption,
+    more: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="More ids for the flag given.")] = None,
+    approve: Annotated[
+        list[str] | None, typer.Option(metavar="ID|all", help="Approve these; repeat, or use commas.")
+    ] = None,
+    reject: Annotated[
+        list[str] | None, typer.Option(metavar="ID|all", help="Reject these; repeat, or use commas.")
+    ] = None,
+    why: Annotated[str, typer.Option(help="Why; kept with the decision.")] = "",
+    reviewer: Annotated[str | None, typer.Option(help="Who decides; default: you.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="PLAN", help="Write here instead of over the plan.")] = None,
+) -> None:
+    """Record decisions on a plan; without flags, ask about one modification at a time."""
+    from planner import fsio
+    from planner.cli.console import Screen
+    from planner.cli.given import checkpoint_at, invoking_user, plan_at, profiled
+    from planner.effects import check
+    from planner.plan import Policy, decide, undecided, write_plan
+
+    screen = Screen()
+    read = plan_at(plan)
+    checkpoint = checkpoint_at(model)
+    profile = profiled(checkpoint, screen)
+    if profile.fingerprint != read.checkpoint.fingerprint:
+        raise StalePlan(
+            f"the plan was made for {read.checkpoint.fingerprint[:19]}; {model} is {profile.fingerprint[:19]}",
+            hint="propose a plan for this checkpoint",
+        )
+    name = reviewer or invoking_user()
+    approved, rejected = _decisions(read, approve, reject, more or [])
+    if not approved and not rejected:
+        report = check(read, checkpoint, profile, Policy())
+        read = _asked(read, report, name, screen)
+    else:
+        read = decide(read, approved, "approved", reviewer=name, comment=why)
+        read = decide(read, rejected, "rejected", reviewer=name, comment=why)
+    fsio.replace_file(out or plan, write_plan(read))
+    for modification in read.modifications:
+        decision = read.review.get(modification.id)
+        said = f"{decision.decision} by {decision.reviewer}" if decision else "undecided"
+        comment = f": {decision.comment}" if decision and decision.comment else ""
+        screen.show(f"{modification.id}  {said}{comment}")
+    screen.say(f"wrote {out or plan}")
+    if not undecided(read) and any(d.decision == "approved" for d in read.review.values()):
+        screen.say(f"next: planner apply {out or plan} --model {model} --out DIR")
+
+
+def _decisions(
+    plan: Plan, approve: list[str] | None, reject: list[str] | None, more: list[str]
+) -> tuple[list[str], list[str]]:
+    if more and bool(approve) == bool(reject):
+        raise UsageError(f"what about {' '.join(more)}?", hint="name ids after --approve or --reject; commas work too")
+    approved, rejected = _ids(plan, approve, more), _ids(plan, reject, more)
+    if both := set(approved) & set(rejected):
+        raise UsageError(f"approved and rejected at once: {', '.join(sorted(both))}", hint="decide for one")
+    return approved, rejected
+
+
+def _ids(plan: Plan, given: list[str] | None, more: Sequence[str]) -> list[str]:
+    if not given:
+        return []
+    ids = [name for text in (*given, *more) for name in text.split(",") if name]
+    return [modification.id for modification in plan.modifications] if ids == ["all"] else ids
+
+
+def _asked(plan: Plan, report: CheckReport, reviewer: str, screen: Screen) -> Plan:
+    from planner.plan import decide, undecided
+
+    waiting = undecided(plan)
+    if waiting and not sys.stdin.isatty():
+        raise AnswerNeeded(
+            f"{len(waiting)} modifications are undecided, and nobody is there to ask",
+            hint="decide with --approve ID... or --approve all, and --reject ID...",
+        )
+    for modification in waiting:
+        _present(modification, report, screen)
+        answer = typer.prompt(
+            "approve, reject, skip or quit? [a/r/s/q]",
+            type=click.Choice(["a", "r", "s", "q"]),
+            err=True,
+            show_choices=False,
+        )
+        if answer == "q":
+            break
+        if answer != "s":
+            decision: Literal["approved", "rejected"] = "approved" if answer == "a" else "rejected"
+            comment = typer.prompt("why (may be empty)", default="", show_default=False, err=True)
+            plan = decide(plan, [modification.id], decision, reviewer=reviewer, comment=comment)
+    return plan
+
+
+def _present(modification: Modification, report: CheckReport, screen: Screen) -> None:
+    screen.show(f"\n{modification.id}  {describe(modification.operation.model_dump())}")
+    screen.show(f"  says the analyst (confidence {modification.confidence:g}): {modification.reasoning}")
+    screen.show(f"  expects: {modification.expected_impact}")
+    for cited in modification.evidence:
+        screen.show(f"  cites: {cited.fact} = {cited.value} of {cited.tensor}")
+    for checked in report.modifications:
+        for tensor in checked.tensors if checked.id == modification.id else ():
+            change = "-" if tensor.relative_change is None else f"{tensor.relative_change:.3g}"
+            screen.show(
+                f"  measured: {tensor.name}: {tensor.changed_fraction:.2%} of elements change, |dW|/|W| {change}"
+            )
+    for problem in report.problems:
+        if problem.modification == modification.id:
+            screen.show(f"  problem: {problem}")

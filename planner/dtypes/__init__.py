@@ -1,0 +1,8 @@
+"""How numbers lie in bytes."""
+
+from __future__ import annotations
+
+from planner.dtypes.floats import FLOATS, FloatDtype, float_dtype
+from planner.dtypes.sizes import BITS, bytes_needed
+
+__all__ = ["BITS", "FLOATS", "FloatDtype", "bytes_needed", "float_dtype"]

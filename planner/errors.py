@@ -1,0 +1,355 @@
+"""Every error a user can cause: one tree, drawn here.
+
+    PlannerError                     1   a bug in the planner, when raised as itself
+    ├── UsageError                   2   wrong usage
+    │   ├── OutputExists                 the output is there already and is not empty
+    │   ├── ExtraMissing                 an optional extra is not installed
+    │   ├── AnswerNeeded                 a question would be asked, but nobody is there to answer
+    │   ├── FileUnreadable               a file named by the user cannot be read
+    │   ├── SuiteInvalid                 an evaluation suite that makes no sense
+    │   ├── PolicyInvalid                a policy file that makes no sense
+    │   ├── PipelineInvalid              a pipeline file that makes no sense
+    │   └── NothingToRevert              the ledger holds no such patch
+    ├── PlanRefused                  3   the plan is refused; carries every problem found
+    │   ├── PlanInvalid                  not a plan, or not one this version can read
+    │   │   └── PlanTooNew               written by a newer planner
+    │   ├── PlanNotApproved              a modification that no reviewer approved
+    │   └── VoidModification             a modification that would change no stored bit
+    ├── StalePlan                    4   the checkpoint is not the one the plan was made for
+    ├── GateRefused                  5   a gate refused the candidate
+    ├── AnalystFailed                6   no plan could be had
+    │   ├── KeyMissing                   no API key in the environment
+    │   ├── EndpointUnreachable          no connection, or no answer in time
+    │   ├── EndpointRefused              the endpoint answered with an error
+    │   ├── AnswerUnusable               an answer without usable text (empty, cut, refused)
+    │   ├── NoValidPlan                  every answer had problems
+    │   └── NetworkForbidden             PLANNER_OFFLINE is set
+    ├── StorageError                 7   the disk said no
+    │   ├── NoSpace                      it is full
+    │   ├── ReadOnly                     it may not be written
+    │   ├── UnsafeInPlace                links or a hub cache: editing here would change other copies
+    │   └── LedgerDamaged                the weights or the ledger are not what the ledger says
+    ├── Locked                       8   another process is changing this checkpoint
+    ├── CheckpointError              9   malformed or unsupported
+    │   ├── NotACheckpoint               no safetensors file here
+    │   ├── PickleOnly                   only pickle files, which are never opened
+    │   ├── HeaderMalformed              a safetensors header that breaks the format's rules
+    │   ├── ShardTruncated               a shard shorter or longer than its header says
+    │   ├── ShardMissing                 index and shards disagree
+    │   ├── ShardsAmbiguous              stale shards: two loaders would read different weights
+    │   ├── ConfigMalformed              config.json is not a JSON object
+    │   └── UnknownDtype                 a dtype this version does not read
+    └── Interrupted                130   Ctrl-C
+
+The number is the exit status; a branch shares that of its root. This module imports nothing of the planner.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "AnalystFailed",
+    "AnswerNeeded",
+    "AnswerUnusable",
+    "CheckpointError",
+    "ConfigMalformed",
+    "EndpointRefused",
+    "EndpointUnreachable",
+    "ExtraMissing",
+    "FileUnreadable",
+    "GateRefused",
+    "HeaderMalformed",
+    "Interrupted",
+    "KeyMissing",
+    "LedgerDamaged",
+    "Locked",
+    "NetworkForbidden",
+    "NoSpace",
+    "NoValidPlan",
+    "NotACheckpoint",
+    "NothingToRevert",
+    "OutputExists",
+    "PickleOnly",
+    "PipelineInvalid",
+    "PlanInvalid",
+    "PlanNotApproved",
+    "PlanRefused",
+    "PlanTooNew",
+    "PlannerError",
+    "PolicyInvalid",
+    "ReadOnly",
+    "ShardMissing",
+    "ShardTruncated",
+    "ShardsAmbiguous",
+    "StalePlan",
+    "StorageError",
+    "SuiteInvalid",
+    "UnknownDtype",
+    "UnsafeInPlace",
+    "UsageError",
+    "VoidModification",
+]
+
+
+class PlannerError(Exception):
+    """Root of the tree: what happened (`message`) and what to do next (`hint`)."""
+
+    code: ClassVar[str] = "internal"
+    exit_status: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(PlannerError):
+    """The command, an option or a small input file is wrong."""
+
+    code = "usage"
+    exit_status = 2
+
+
+class OutputExists(UsageError):
+    """The output exists and is not empty; stale shards beside new ones make two loaders read different weights."""
+
+    code = "output-exists"
+
+
+class ExtraMissing(UsageError):
+    """The command needs an optional extra that is not installed."""
+
+    code = "extra-missing"
+
+
+class AnswerNeeded(UsageError):
+    """A question would be asked, but there is no terminal to ask it on."""
+
+    code = "answer-needed"
+
+
+class FileUnreadable(UsageError):
+    """A file that the user named is missing, unreadable or not text."""
+
+    code = "file-unreadable"
+
+
+class SuiteInvalid(UsageError):
+    """The evaluation suite, or a text file it names, makes no sense."""
+
+    code = "suite-invalid"
+
+
+class PolicyInvalid(UsageError):
+    """The policy file makes no sense."""
+
+    code = "policy-invalid"
+
+
+class PipelineInvalid(UsageError):
+    """The pipeline file makes no sense."""
+
+    code = "pipeline-invalid"
+
+
+class NothingToRevert(UsageError):
+    """The ledger holds no patch to take back, or not the one asked for."""
+
+    code = "nothing-to-revert"
+
+
+class PlanRefused(PlannerError):
+    """The plan is refused. `problems` holds every reason, one line each."""
+
+    code = "plan-refused"
+    exit_status = 3
+
+    def __init__(self, message: str, *, hint: str, problems: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.problems = problems
+
+
+class PlanInvalid(PlanRefused):
+    """The text is not a plan."""
+
+    code = "plan-invalid"
+
+
+class PlanTooNew(PlanInvalid):
+    """The plan was written by a planner with a newer plan format."""
+
+    code = "plan-too-new"
+
+
+class PlanNotApproved(PlanRefused):
+    """Nothing in the plan is approved, or something in it is still undecided."""
+
+    code = "plan-not-approved"
+
+
+class VoidModification(PlanRefused):
+    """A modification would change no stored bit: the silent no-op."""
+
+    code = "void-modification"
+
+
+class StalePlan(PlannerError):
+    """The checkpoint's fingerprint is not the one the plan was made for."""
+
+    code = "stale-plan"
+    exit_status = 4
+
+
+class GateRefused(PlannerError):
+    """A gate of the suite refused the candidate."""
+
+    code = "gate-refused"
+    exit_status = 5
+
+
+class AnalystFailed(PlannerError):
+    """The analyst could not give a plan."""
+
+    code = "analyst-failed"
+    exit_status = 6
+
+
+class KeyMissing(AnalystFailed):
+    """No API key in the environment."""
+
+    code = "key-missing"
+
+
+class EndpointUnreachable(AnalystFailed):
+    """The endpoint could not be reached, or did not answer within the time limit."""
+
+    code = "endpoint-unreachable"
+
+
+class EndpointRefused(AnalystFailed):
+    """The endpoint answered with an error, or with something that is no chat completion."""
+
+    code = "endpoint-refused"
+
+
+class AnswerUnusable(AnalystFailed):
+    """The endpoint answered, but without usable text: empty, cut short, filtered or refused."""
+
+    code = "answer-unusable"
+
+
+class NoValidPlan(AnalystFailed):
+    """Every answer had problems. `problems` are those of the last one."""
+
+    code = "no-valid-plan"
+
+    def __init__(self, message: str, *, hint: str, problems: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.problems = problems
+
+
+class NetworkForbidden(AnalystFailed):
+    """PLANNER_OFFLINE is set and the endpoint is not on this machine."""
+
+    code = "network-forbidden"
+
+
+class StorageError(PlannerError):
+    """The operating system refused to read or write."""
+
+    code = "storage"
+    exit_status = 7
+
+
+class NoSpace(StorageError):
+    """The file system is full, or too small for what is about to be written."""
+
+    code = "no-space"
+
+
+class ReadOnly(StorageError):
+    """The place may not be written."""
+
+    code = "read-only"
+
+
+class UnsafeInPlace(StorageError):
+    """An in-place edit would reach other copies (links, a hub cache) or cannot be made atomic here."""
+
+    code = "unsafe-in-place"
+
+
+class LedgerDamaged(StorageError):
+    """Files on disk are not what the ledger recorded."""
+
+    code = "ledger-damaged"
+
+
+class Locked(PlannerError):
+    """Another process holds the lock of this checkpoint."""
+
+    code = "locked"
+    exit_status = 8
+
+
+class CheckpointError(PlannerError):
+    """The checkpoint is malformed or unsupported."""
+
+    code = "checkpoint"
+    exit_status = 9
+
+
+class NotACheckpoint(CheckpointError):
+    """There is no safetensors checkpoint at that place."""
+
+    code = "not-a-checkpoint"
+
+
+class PickleOnly(CheckpointError):
+    """Only pickle files are there; opening one can run any code, so none is ever opened."""
+
+    code = "pickle-only"
+
+
+class HeaderMalformed(CheckpointError):
+    """A safetensors header breaks the rules of the format."""
+
+    code = "header-malformed"
+
+
+class ShardTruncated(CheckpointError):
+    """A shard's length is not what its header says."""
+
+    code = "shard-truncated"
+
+
+class ShardMissing(CheckpointError):
+    """The index and the shards disagree."""
+
+    code = "shard-missing"
+
+
+class ShardsAmbiguous(CheckpointError):
+    """Shards that the index does not name, or a tensor in two shards: two loaders would read different weights."""
+
+    code = "shards-ambiguous"
+
+
+class ConfigMalformed(CheckpointError):
+    """config.json is not a JSON object."""
+
+    code = "config-malformed"
+
+
+class UnknownDtype(CheckpointError):
+    """A tensor has a dtype that this version does not read."""
+
+    code = "unknown-dtype"
+
+
+class Interrupted(PlannerError):
+    """Ctrl-C: the command stopped and nothing is half-done."""
+
+    code = "interrupted"
+    exit_status = 130

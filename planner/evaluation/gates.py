@@ -1,0 +1,78 @@
+"""Gates: the rules by which a candidate is accepted or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from planner.evaluation.report import DriftResult, GateResult, MetricResult
+from planner.evaluation.suite import Gate, Suite
+
+__all__ = ["DEFAULT_MARGIN", "judge"]
+
+DEFAULT_MARGIN = 0.01
+"""Nats per token; about 1 % of perplexity."""
+
+
+def judge(suite: Suite, metrics: Iterable[MetricResult], drift: DriftResult) -> tuple[GateResult, ...]:
+    """What each gate of the suite says, in order. What is not finite fails every gate on it."""
+    found = {metric.name: metric for metric in metrics}
+    results: list[GateResult] = []
+    for gate in suite.gates:
+        if gate.metric is None:
+            passed, why = _max_drift(gate, drift)
+        elif gate.rule == "improved":
+            passed, why = _improved(found[gate.metric])
+        else:
+            passed, why = _not_worse(gate, found[gate.metric])
+        results.append(GateResult(name=gate.name, passed=passed, why=why))
+    return tuple(results)
+
+
+def _improved(metric: MetricResult) -> tuple[bool, str]:
+    if metric.difference is None or metric.calibrated is None:
+        return False, _broken(metric)
+    passed = metric.verdict == "improved"
+    why = f"the verdict is {metric.verdict!r}: {_numbers(metric)}"
+    if not passed and metric.calibrated.mde is not None:
+        why += f"; this text shows differences from about {metric.calibrated.mde:.4f}"
+    return passed, why
+
+
+def _not_worse(gate: Gate, metric: MetricResult) -> tuple[bool, str]:
+    if metric.interval is None or metric.calibrated is None:
+        return False, _broken(metric)
+    # Both: a raw loss alone could stay level because a better temperature hides what was lost, and a calibrated loss
+    # alone would pass a model whose confidence, as people will use it, is off.
+    margin = DEFAULT_MARGIN if gate.margin is None else gate.margin
+    highest = max(metric.interval[1], metric.calibrated.interval[1])
+    relation = "within" if highest <= margin else "above"
+    return (
+        highest <= margin,
+        f"the upper ends reach {highest:+.4f}, {relation} the margin {margin:g}: {_numbers(metric)}",
+    )
+
+
+def _max_drift(gate: Gate, drift: DriftResult) -> tuple[bool, str]:
+    assert gate.limit is not None  # load_suite demands it
+    if drift.kl_mean is None:
+        return False, f"the divergence is not finite on {drift.nonfinite_tokens} of {drift.tokens} tokens"
+    passed = drift.kl_mean <= gate.limit
+    return passed, (
+        f"the mean KL divergence is {drift.kl_mean:.4g} nats per token, "
+        f"{'within' if passed else 'above'} the limit {gate.limit:g}"
+    )
+
+
+def _broken(metric: MetricResult) -> str:
+    return f"the candidate's loss is not finite on {metric.nonfinite_documents} of {metric.n} documents"
+
+
+def _numbers(metric: MetricResult) -> str:
+    assert metric.difference is not None
+    assert metric.interval is not None
+    assert metric.calibrated is not None
+    calibrated = metric.calibrated
+    return (
+        f"raw {metric.difference:+.4f} ({metric.interval[0]:+.4f} to {metric.interval[1]:+.4f}), calibrated "
+        f"{calibrated.difference:+.4f} ({calibrated.interval[0]:+.4f} to {calibrated.interval[1]:+.4f}) nats per token"
+    )

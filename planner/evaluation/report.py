@@ -1,0 +1,193 @@
+"""What an evaluation found, as it is written down."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from planner.records import Record
+
+__all__ = [
+    "Calibrated",
+    "DriftResult",
+    "Evaluation",
+    "GateResult",
+    "MetricResult",
+    "RawVerdict",
+    "Side",
+    "SuiteIdentity",
+    "Temperatures",
+    "TextIdentity",
+    "Verdict",
+]
+
+RawVerdict = Literal["improved", "worse", "no detectable change"]
+Verdict = Literal["improved", "worse", "temperature only", "no detectable change"]
+
+
+class Side(Record):
+    """One of the two checkpoints."""
+
+    name: str
+    """What the user called it: a path or a Hugging Face id."""
+    fingerprint: str | None = None
+    """The checkpoint's fingerprint, where the caller knows it."""
+
+
+class TextIdentity(Record):
+    """A text that was measured on."""
+
+    name: str
+    """The file as the suite names it."""
+    digest: str
+    """BLAKE3 of the file's bytes, as blake3:<hex>."""
+    documents: int
+    """Documents in the file."""
+
+
+class SuiteIdentity(Record):
+    """The suite and the texts that were used."""
+
+    name: str
+    """The suite file's name without its ending."""
+    digest: str
+    """BLAKE3 of the suite file's bytes, as blake3:<hex>."""
+    texts: tuple[TextIdentity, ...]
+    """Every text of the suite."""
+
+
+class Temperatures(Record):
+    """The best logit temperature of each side on all documents; 1 means that the logits are right as they are."""
+
+    baseline: float
+    """Of the baseline. Above 1: its predictions are too confident for this text."""
+    candidate: float
+    """Of the candidate."""
+
+
+class Calibrated(Record):
+    """The comparison with each side at its own best logit temperature, cross-fitted on other documents."""
+
+    baseline: float
+    """Calibrated loss of the baseline, nats per token."""
+    candidate: float
+    """Calibrated loss of the candidate, nats per token."""
+    difference: float
+    """Candidate minus baseline, nats per token; what is left when a change of temperature is taken away."""
+    interval: tuple[float, float]
+    """95 % percentile bootstrap interval of the difference, over documents."""
+    p_value: float
+    """Two-sided, paired sign-flip permutation test over documents."""
+    p_holm: float
+    """The p-value adjusted for the number of metrics (Holm); the verdict rests on it."""
+    mde: float | None
+    """The smallest true difference that this text shows with 80 % power, nats per token; null below 6 documents."""
+    verdict: RawVerdict
+    """As the verdict of a metric, of the calibrated difference alone."""
+    temperatures: Temperatures
+    """Fitted on all documents, for information; the difference uses one per fold."""
+    at_limit: bool
+    """Whether a best temperature lies at the limit of the search. Such a comparison is never called an improvement."""
+
+
+class MetricResult(Record):
+    """One metric of the suite."""
+
+    name: str
+    """As in the suite."""
+    kind: Literal["text_loss"]
+    """As in the suite."""
+    n: int
+    """Documents compared."""
+    tokens: int
+    """Tokens predicted by each side."""
+    baseline: float
+    """Loss of the baseline, nats per token: the sum over all tokens of all documents, divided by their number."""
+    candidate: float | None
+    """Loss of the candidate; null when it is not finite on some document."""
+    difference: float | None
+    """Candidate minus baseline, nats per token; null when the candidate's loss is not finite."""
+    interval: tuple[float, float] | None
+    """95 % percentile bootstrap interval of the difference, over documents."""
+    p_value: float | None
+    """Two-sided, paired sign-flip permutation test over documents; not adjusted."""
+    p_holm: float | None
+    """The p-value adjusted for the number of metrics (Holm); the raw verdict rests on it."""
+    test: str
+    """How the p-values were computed."""
+    better: Literal["lower"] = "lower"
+    """Which direction is better."""
+    share_better: float | None
+    """Share of documents on which the candidate's raw loss is lower."""
+    mde: float | None
+    """The smallest true raw difference that this text shows with 80 % power, nats per token; null below 6 documents."""
+    raw_verdict: RawVerdict
+    """Of the raw difference alone: improved or worse when the 95 % interval excludes 0, p_holm is below 0.05 and the
+    difference is at least 0.0001 nats per token, the resolution of the measurement."""
+    verdict: Verdict
+    """worse: the raw loss is. improved: the calibrated loss is, and the raw loss is not worse. temperature only: the
+    raw loss improved, the calibrated loss did not."""
+    nonfinite_documents: int
+    """Documents on which the candidate's loss is NaN or infinite; any makes the verdict "worse"."""
+    calibrated: Calibrated | None
+    """The comparison without differences of temperature; null when the candidate's loss is not finite."""
+
+
+class DriftResult(Record):
+    """How far the candidate's predictions are from the baseline's, over every predicted token of the drift text."""
+
+    text: str
+    """The text, as the suite names it."""
+    tokens: int
+    """Tokens predicted."""
+    kl_mean: float | None
+    """Mean over tokens of KL(baseline || candidate), nats; null when it is not finite on some token."""
+    kl_p99: float | None
+    """Its 99th percentile over tokens, nats."""
+    top1_agreement: float
+    """Share of tokens at which both sides hold the same continuation for the most likely."""
+    nonfinite_tokens: int
+    """Tokens at which the divergence is NaN or infinite."""
+
+
+class GateResult(Record):
+    """What a gate said."""
+
+    name: str
+    """The metric, where there is one, and the rule."""
+    passed: bool
+    """Whether the candidate passed."""
+    why: str
+    """The numbers it was decided by, in words."""
+
+
+class Evaluation(Record):
+    """A candidate compared with its baseline."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    schema_: Literal["planner/evaluation@1"] = Field(default="planner/evaluation@1", alias="schema")
+    """The format of this document."""
+    baseline: Side
+    """The checkpoint before the change."""
+    candidate: Side
+    """The checkpoint after it."""
+    suite: SuiteIdentity
+    """What was measured on."""
+    seed: int
+    """Of the bootstrap and of random sign flips; nothing else is random."""
+    dtype: Literal["float32"] = "float32"
+    """The models' arithmetic."""
+    versions: dict[str, str]
+    """Of the planner and of the libraries that computed the numbers."""
+    correction: str
+    """How p-values were adjusted for several metrics."""
+    metrics: tuple[MetricResult, ...]
+    """In the order of the suite."""
+    drift: DriftResult
+    """Distance of the predictions."""
+    gates: tuple[GateResult, ...]
+    """In the order of the suite."""
+    accepted: bool
+    """Whether every gate passed; true for a suite without gates, which refuses nothing."""

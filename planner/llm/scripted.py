@@ -1,0 +1,29 @@
+"""A client that answers from a list; for tests, here and in programs that build on this package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planner.llm.base import Reply, Request, Usage
+
+__all__ = ["ScriptedClient"]
+
+
+class ScriptedClient:
+    """Gives `answers` one by one; an exception among them is raised. `requests` holds what was asked."""
+
+    def __init__(self, answers: Sequence[str | Exception], *, name: str = "scripted") -> None:
+        self.name = name
+        self.requests: list[Request] = []
+        self._answers = tuple(answers)
+
+    def complete(self, request: Request) -> Reply:
+        """The next answer. Raises AssertionError when there is none left: the script, or the caller, is wrong."""
+        self.requests.append(request)
+        if len(self.requests) > len(self._answers):
+            raise AssertionError(f"request {len(self.requests)} to a script of {len(self._answers)} answers")
+        answer = self._answers[len(self.requests) - 1]
+        if isinstance(answer, Exception):
+            raise answer
+        usage = Usage(input_tokens=0, output_tokens=0, cost_usd=None)
+        return Reply(text=answer, model=self.name, finish_reason="stop", usage=usage, attempts=1)

@@ -1,0 +1,224 @@
+"""The whole story, unattended: profile, propose, check, review by a rule, apply, evaluate, gate, keep or revert.
+
+Every step writes one file into the run folder, atomically. A step whose file is there is not done again, so a run that
+was stopped goes on where it was. The model itself is only read; the candidate is a folder of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from planner import fsio
+from planner.analysts import Brief, propose_to
+from planner.checkpoint import Checkpoint, locate, open_checkpoint
+from planner.effects import CheckReport, check
+from planner.errors import GateRefused, PlanNotApproved, StalePlan
+from planner.evaluation import Evaluation, Side, evaluate, load_suite
+from planner.inputs import read_text
+from planner.pipeline.definition import Pipeline, ReviewRule
+from planner.pipeline.outcome import Outcome
+from planner.plan import Plan, Policy, decide, read_plan, read_policy, write_plan
+from planner.profile import Profile, profile_of
+from planner.records import Record
+from planner.transaction import RECEIPT, Receipt, apply_plan, patch_folder, revert
+
+__all__ = ["FILES", "Watcher", "run"]
+
+FILES = ("profile.json", "plan.json", "check.json", "reviewed.json", "receipt.json", "evaluation.json", "outcome.json")
+CANDIDATE = "candidate"
+_R = TypeVar("_R", bound=Record)
+
+
+class Bar(Protocol):
+    """Progress of one step."""
+
+    def advance(self, count: int) -> None:
+        """So many bytes more are done."""
+
+    def step(self, what: str, done: int, total: int) -> None:
+        """This is being done, and so many of so many bytes are."""
+
+    def set(self, done: int, total: int) -> None:
+        """So many of so many tokens are done."""
+
+
+class Watcher(Protocol):
+    """Who is told what happens."""
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+
+    def progress(self, what: str, total: int | None = None, *, unit: str = "bytes") -> AbstractContextManager[Bar]:
+        """A progress bar for one step."""
+
+
+def run(pipeline: Pipeline, origin: Path, folder: Path, *, environment: Mapping[str, str], watcher: Watcher) -> Outcome:
+    """Run `pipeline`, whose file is in the folder `origin`, in the run folder `folder`; or finish what is there.
+
+    Raises what the steps raise; a gate's refusal is an outcome, not an error.
+    """
+    if (folder / "outcome.json").is_file():
+        watcher.say(f"{folder} is finished; this is what it found")
+        return Outcome.model_validate_json(read_text(folder / "outcome.json"))
+    fsio.ensure_folder(folder)
+    story = _Run(pipeline, origin, folder, environment, watcher)
+    profile = story.profile()
+    plan = story.plan(profile)
+    if not plan.modifications:
+        return story.outcome("nothing proposed", "the analyst proposes no modification", 0)
+    report = story.check(plan, profile)
+    reviewed = story.review(plan, report)
+    if not any(decision.decision == "approved" for decision in reviewed.review.values()):
+        return story.outcome("nothing approved", f"{pipeline.review} approves none", PlanNotApproved.exit_status)
+    receipt = story.apply(reviewed)
+    evaluation = story.evaluate(profile, receipt)
+    if evaluation.accepted:
+        return story.outcome("kept", _reasons(evaluation, passed=True), 0, receipt)
+    story.revert(profile)
+    return story.outcome("reverted", _reasons(evaluation, passed=False), GateRefused.exit_status, receipt)
+
+
+def _reasons(evaluation: Evaluation, *, passed: bool) -> str:
+    reasons = [f"{gate.name}: {gate.why}" for gate in evaluation.gates if gate.passed is passed]
+    return "; ".join(reasons) or "the suite has no gate"
+
+
+class _Run:
+    """One run folder and the steps that fill it."""
+
+    def __init__(
+        self, pipeline: Pipeline, origin: Path, folder: Path, environment: Mapping[str, str], watcher: Watcher
+    ) -> None:
+        self._pipeline = pipeline
+        self._origin = origin
+        self._folder = folder
+        self._environment = environment
+        self._watcher = watcher
+        nearby = origin / pipeline.model
+        self._model = locate(str(nearby) if nearby.exists() else pipeline.model)
+        self._checkpoint: Checkpoint = open_checkpoint(self._model)
+        self._suite = load_suite(origin / pipeline.suite)  # before any work: a typing error must not cost an hour
+        self._policy = read_policy(read_text(origin / pipeline.policy)) if pipeline.policy else Policy()
+        self._candidate = folder / CANDIDATE
+
+    def profile(self) -> Profile:
+        with self._watcher.progress("profiling", self._checkpoint.nbytes) as bar:
+            found = profile_of(self._checkpoint, progress=bar.advance)
+        kept = self._folder / "profile.json"
+        if kept.is_file() and Profile.model_validate_json(read_text(kept)).fingerprint != found.fingerprint:
+            raise StalePlan(
+                f"{self._model} is not the checkpoint that the run in {self._folder} started with",
+                hint="start a new run: --fresh",
+            )
+        return self._step("profile.json", lambda: found, Profile.model_validate_json)
+
+    def plan(self, profile: Profile) -> Plan:
+        path = self._folder / "plan.json"
+        if not path.is_file():
+            self._watcher.say(f"proposing: {self._pipeline.analyst.kind}")
+            brief = Brief(
+                goal=self._pipeline.goal,
+                profile=profile,
+                policy=self._policy,
+                check=lambda plan: check(plan, self._checkpoint, profile, self._policy),
+            )
+            proposal = propose_to(
+                path, brief, self._pipeline.analyst, environment=self._environment, tell=self._watcher.say
+            )
+            self._watcher.say(proposal.note)
+        return read_plan(read_text(path))
+
+    def check(self, plan: Plan, profile: Profile) -> CheckReport:
+        return self._step(
+            "check.json",
+            lambda: check(plan, self._checkpoint, profile, self._policy),
+            CheckReport.model_validate_json,
+        )
+
+    def review(self, plan: Plan, report: CheckReport) -> Plan:
+        path = self._folder / "reviewed.json"
+        if not path.is_file():
+            fsio.replace_file(path, write_plan(_reviewed(plan, report, self._pipeline.review)))
+            self._watcher.say(f"reviewed by {self._pipeline.review}")
+        return read_plan(read_text(path))
+
+    def apply(self, reviewed: Plan) -> Receipt:
+        def applied() -> Receipt:
+            if self._candidate.is_dir():  # stopped between the switch and the copy of the receipt
+                return Receipt.model_validate_json(read_text(patch_folder(self._candidate, 1) / RECEIPT))
+            with self._watcher.progress("applying") as bar:
+                return apply_plan(
+                    reviewed,
+                    self._model,
+                    out=self._candidate.absolute(),
+                    policy=self._policy,
+                    by=str(self._pipeline.review),
+                    progress=bar.step,
+                )
+
+        return self._step("receipt.json", applied, Receipt.model_validate_json)
+
+    def evaluate(self, profile: Profile, receipt: Receipt) -> Evaluation:
+        def evaluated() -> Evaluation:
+            with self._watcher.progress("evaluating", unit="tokens") as bar:
+                return evaluate(
+                    self._model,
+                    self._candidate,
+                    self._suite,
+                    seed=self._pipeline.seed,
+                    progress=bar.set,
+                    baseline_side=Side(name=profile.name, fingerprint=profile.fingerprint),
+                    candidate_side=Side(name=CANDIDATE, fingerprint=receipt.fingerprint_after),
+                )
+
+        return self._step("evaluation.json", evaluated, Evaluation.model_validate_json)
+
+    def revert(self, profile: Profile) -> None:
+        if profile_of(open_checkpoint(self._candidate)).fingerprint != profile.fingerprint:
+            with self._watcher.progress("reverting") as bar:
+                revert(self._candidate, to=0, by="gate", progress=bar.step)
+
+    def outcome(self, decision: str, why: str, status: int, receipt: Receipt | None = None) -> Outcome:
+        candidate = open_checkpoint(self._candidate) if receipt else None
+        found = Outcome.model_validate(
+            {
+                "decision": decision,
+                "why": why,
+                "exit_status": status,
+                "model": str(self._model),
+                "fingerprint": Profile.model_validate_json(read_text(self._folder / "profile.json")).fingerprint,
+                "candidate": str(self._candidate) if candidate else None,
+                "candidate_fingerprint": profile_of(candidate).fingerprint if candidate else None,
+                "modifications": len(receipt.modifications) if receipt else 0,
+                "files": tuple(name for name in FILES[:-1] if (self._folder / name).is_file()),
+            }
+        )
+        return self._step("outcome.json", lambda: found, Outcome.model_validate_json)
+
+    def _step(self, name: str, make: Callable[[], _R], read: Callable[[str], _R]) -> _R:
+        """The record in the file `name`; made and written first, if it is not there."""
+        path = self._folder / name
+        if not path.is_file():
+            made = make()
+            fsio.replace_file(path, made.model_dump_json(indent=2).encode() + b"\n")
+            self._watcher.say(f"wrote {path}")
+            return made
+        return read(read_text(path))
+
+
+def _reviewed(plan: Plan, report: CheckReport, rule: ReviewRule) -> Plan:
+    changes = {
+        checked.id: max((tensor.relative_change or 0.0 for tensor in checked.tensors), default=0.0)
+        for checked in report.modifications
+    }
+    for modification in plan.modifications:
+        sure = modification.confidence >= rule.least_confidence
+        small = rule.most_relative_change is None or changes.get(modification.id, 0.0) <= rule.most_relative_change
+        why = f"confidence {modification.confidence:g}, relative change {changes.get(modification.id, 0.0):.3g}"
+        plan = decide(
+            plan, [modification.id], "approved" if sure and small else "rejected", reviewer=str(rule), comment=why
+        )
+    return plan

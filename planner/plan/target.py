@@ -1,0 +1,148 @@
+"""Which tensors a modification is about, and the strict way from that to their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Literal, Self
+
+from pydantic import field_validator, model_validator
+
+from planner.architecture import role_of
+from planner.records import Record
+
+__all__ = ["Elements", "Target", "TargetUnmatched", "resolve"]
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_PART = re.compile(r"(\d+)(?:-(\d+))?")
+_MOST_NAMES = 100_000
+
+
+class TargetUnmatched(ValueError):
+    """Some part of a target matches nothing. `hint` says what there is instead."""
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class Elements(Record):
+    """Which elements of each tensor."""
+
+    kind: Literal["all"] = "all"
+    """All of them; this version has no finer choice."""
+
+
+class Target(Record):
+    """Tensors by name, by role, by layer, or by several of these at once: then all must hold."""
+
+    tensors: tuple[str, ...] | None = None
+    """Names; `*`, `?` and `[...]` match as in a shell, `{10-27}` and `{1,3,5}` stand for each of those numbers."""
+    roles: tuple[str, ...] | None = None
+    """Roles, such as q_proj or input_layernorm."""
+    layers: str | None = None
+    """Layers, such as `10-27` or `0,2,5-7`."""
+    elements: Elements = Elements()
+    """Which elements of each tensor."""
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_can_be_read(cls, layers: str | None) -> str | None:
+        if layers is not None:
+            _numbers(layers)
+        return layers
+
+    @field_validator("tensors")
+    @classmethod
+    def _braces_can_be_read(cls, tensors: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for pattern in tensors or ():
+            for _ in _expanded(pattern):
+                pass
+        return tensors
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.tensors and not self.roles and self.layers is None:
+            raise ValueError("a target names tensors, roles or layers")
+        return self
+
+
+def resolve(target: Target, names: Sequence[str]) -> tuple[str, ...]:
+    """The names among `names` that the target means, in their order there.
+
+    Every part must match: each pattern, each number in braces, each role, each layer. A range that runs past the last
+    layer is an error, not a shorter range. Raises `TargetUnmatched`.
+    """
+    found = list(names)
+    if target.tensors:
+        known = set(names)
+        wanted: set[str] = set()
+        for pattern in target.tensors:
+            for alternative in _expanded(pattern):
+                matched = {alternative} if alternative in known else {n for n in names if fnmatchcase(n, alternative)}
+                if not matched:
+                    raise TargetUnmatched(f"no tensor matches {alternative!r}", hint=_nearest(alternative, names))
+                wanted |= matched
+        found = [name for name in found if name in wanted]
+    if target.roles:
+        found = _filtered_by_role(found, target.roles)
+    if target.layers is not None:
+        found = _filtered_by_layer(found, target.layers)
+    return tuple(found)
+
+
+def _filtered_by_role(names: list[str], roles: tuple[str, ...]) -> list[str]:
+    there = {role_of(name).role for name in names}
+    for role in roles:
+        if role not in there:
+            raise TargetUnmatched(f"no tensor here has the role {role!r}", hint=_nearest(role, sorted(there)))
+    return [name for name in names if role_of(name).role in roles]
+
+
+def _filtered_by_layer(names: list[str], layers: str) -> list[str]:
+    there = {layer for name in names if (layer := role_of(name).layer) is not None}
+    wanted = set(_numbers(layers))
+    if missing := sorted(wanted - there):
+        span = f"layers here: {min(there)}-{max(there)}" if there else "no tensor here is in a layer"
+        raise TargetUnmatched("no layer " + ", ".join(map(str, missing[:8])), hint=span)
+    return [name for name in names if role_of(name).layer in wanted]
+
+
+def _nearest(wanted: str, there: Sequence[str]) -> str:
+    close = get_close_matches(wanted, there, n=3, cutoff=0.5)
+    return "nearest: " + ", ".join(close) if close else f"there are {len(there)}, such as {', '.join(there[:3])}"
+
+
+def _numbers(text: str) -> list[int]:
+    """`10-12,20` to [10, 11, 12, 20]. Raises ValueError."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        match = _PART.fullmatch(part.strip())
+        if match is None:
+            raise ValueError(f"{text!r} is not a list of numbers and ranges such as 10-27 or 0,2,5-7")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ValueError(f"the range {part.strip()} runs backwards")
+        if last - first + len(numbers) >= _MOST_NAMES:
+            raise ValueError(f"the range {part.strip()} is too long")
+        numbers.extend(range(first, last + 1))
+    return numbers
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    """Every name or glob that a pattern with braces stands for. Raises ValueError."""
+    rest = [pattern]
+    count = 0
+    while rest:
+        current = rest.pop()
+        braces = _BRACES.search(current)
+        if braces is None:
+            count += 1
+            if count > _MOST_NAMES:
+                raise ValueError(f"{pattern!r} stands for more than {_MOST_NAMES:,} names")
+            yield current
+        else:
+            head, tail = current[: braces.start()], current[braces.end() :]
+            rest.extend(f"{head}{number}{tail}" for number in reversed(_numbers(braces[1])))

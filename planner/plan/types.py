@@ -1,0 +1,142 @@
+"""Plan: an ordered list of modifications, with goal, provenance and the fingerprint it is bound to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from planner.operations import AnyOperation
+from planner.plan.target import Target
+from planner.records import Record
+
+__all__ = [
+    "PLAN_SCHEMA",
+    "AnalystRecord",
+    "CheckpointRef",
+    "Decision",
+    "Evidence",
+    "Modification",
+    "Plan",
+    "Usage",
+]
+
+PLAN_SCHEMA = "planner/plan@1"
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class CheckpointRef(Record):
+    """Which checkpoint."""
+
+    name: str
+    """What it is called; for people only."""
+    fingerprint: str = Field(pattern=r"^blake3:[0-9a-f]{64}$")
+    """Digest of its weights and configuration; this decides."""
+
+
+class Usage(Record):
+    """What the analyst's model used, as its provider counted."""
+
+    input_tokens: int = Field(default=0, ge=0)
+    """Tokens sent."""
+    output_tokens: int = Field(default=0, ge=0)
+    """Tokens received."""
+    cost_usd: float | None = Field(default=None, ge=0)
+    """Cost in US dollars; null where the price is not known."""
+
+
+class AnalystRecord(Record):
+    """Who wrote the plan."""
+
+    kind: str = Field(max_length=40)
+    """rules, llm, or `human` for a plan written by hand."""
+    model: str | None = Field(default=None, max_length=200)
+    """The language model, as its provider names it."""
+    prompt_sha256: str | None = None
+    """Digest of the prompt templates it was asked with."""
+    requests: int = Field(default=0, ge=0)
+    """How many answers were asked for."""
+    usage: Usage = Usage()
+    """Tokens and cost."""
+
+
+class Evidence(Record):
+    """One cited fact: a statistic of the profile and the value that the analyst read there."""
+
+    tensor: str = Field(max_length=512)
+    """Name of the tensor."""
+    fact: str = Field(max_length=64)
+    """Which statistic: std, kurtosis, quantiles.0.99, outliers.6, ..."""
+    value: float | None
+    """Its value; null where the profile has none."""
+
+
+class Modification(Record):
+    """One target and one operation, with the reasons for it."""
+
+    id: Identifier
+    """Unique in the plan."""
+    target: Target
+    """Which tensors."""
+    operation: AnyOperation
+    """What to do to them."""
+    reasoning: str = Field(min_length=1, max_length=2048)
+    """Why."""
+    confidence: float = Field(ge=0, le=1)
+    """How sure the analyst is that it helps, from 0 to 1."""
+    expected_impact: str = Field(min_length=1, max_length=1024)
+    """What should change, and how that would show."""
+    evidence: tuple[Evidence, ...] = ()
+    """The measured facts it rests on; each is compared with the profile."""
+
+
+class Decision(Record):
+    """What a reviewer decided about one modification."""
+
+    decision: Literal["approved", "rejected"]
+    """The decision."""
+    reviewer: str = Field(min_length=1, max_length=200)
+    """Who decided."""
+    at: str
+    """When, UTC."""
+    comment: str = Field(default="", max_length=2048)
+    """Why."""
+    digest: str | None = None
+    """Digest of the modification as it was reviewed: one that is edited afterwards is no longer approved."""
+
+
+class Plan(Record):
+    """A plan. It is bound to one fingerprint and refused for any other checkpoint."""
+
+    schema_: Literal["planner/plan@1"] = Field(default="planner/plan@1", alias="schema")
+    """Kind and version of this file."""
+    id: Identifier
+    """Unique name of the plan."""
+    created: str
+    """When it was written, UTC."""
+    goal: str = Field(max_length=2048)
+    """What the user wants."""
+    checkpoint: CheckpointRef
+    """The checkpoint it was made for."""
+    analyst: AnalystRecord
+    """Who wrote it."""
+    modifications: tuple[Modification, ...]
+    """What to do, in order."""
+    review: dict[str, Decision] = {}
+    """Decisions by the id of the modification."""
+
+    @field_validator("modifications")
+    @classmethod
+    def _ids_are_unique(cls, modifications: tuple[Modification, ...]) -> tuple[Modification, ...]:
+        twice = [name for name, count in Counter(m.id for m in modifications).items() if count > 1]
+        if twice:
+            raise ValueError(f"more than one modification is called {', '.join(twice)}")
+        return modifications
+
+    @model_validator(mode="after")
+    def _review_is_of_this_plan(self) -> Self:
+        unknown = self.review.keys() - {modification.id for modification in self.modifications}
+        if unknown:
+            raise ValueError(f"the review speaks of {', '.join(sorted(unknown))}, which the plan does not hold")
+        return self

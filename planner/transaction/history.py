@@ -1,0 +1,19 @@
+"""The records of earlier patches, taken over from one state of a checkpoint to the next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from planner import fsio
+from planner.transaction.ledger import UNDO, patch_folder
+
+__all__ = ["copy_patch"]
+
+
+def copy_patch(folder: Path, stage: Path, number: int, *, undone: bool = False) -> None:
+    """Take the record of one patch over into the stage; without its undo data once it is undone."""
+    target = patch_folder(stage, number)
+    fsio.ensure_folder(target)
+    for path in sorted(patch_folder(folder, number).iterdir()):
+        if not (undone and path.name == UNDO):
+            fsio.link_or_copy_file(path, target / path.name)

@@ -1,0 +1,54 @@
+"""The ledger on disk: `.planner/` inside the checkpoint folder.
+
+    .planner/ledger.json                        history, and what every file must be now
+    .planner/patches/0001/plan.json             the plan as it was reviewed
+    .planner/patches/0001/receipt.json          what it did
+    .planner/patches/0001/undo.safetensors      the bytes it destroyed; removed once it is reverted
+
+It is staged together with the weights, so one switch of names commits both.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from planner.errors import LedgerDamaged
+from planner.transaction.state import LEDGER_FOLDER
+from planner.transaction.types import Ledger
+
+__all__ = ["PLAN", "RECEIPT", "UNDO", "encode_ledger", "ledger_path", "patch_folder", "read_ledger"]
+
+PLAN = "plan.json"
+RECEIPT = "receipt.json"
+UNDO = "undo.safetensors"
+
+
+def ledger_path(folder: Path) -> Path:
+    """Where the ledger of a checkpoint is."""
+    return folder / LEDGER_FOLDER / "ledger.json"
+
+
+def patch_folder(folder: Path, number: int) -> Path:
+    """Where the record of one patch is."""
+    return folder / LEDGER_FOLDER / "patches" / f"{number:04d}"
+
+
+def read_ledger(folder: Path) -> Ledger | None:
+    """The ledger of a checkpoint, or None if no patch was ever applied to it. Raises `LedgerDamaged`."""
+    path = ledger_path(folder)
+    try:
+        return Ledger.model_validate_json(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise LedgerDamaged(
+            f"{path} cannot be read: {str(error).splitlines()[0]}",
+            hint="restore it from a backup; without it a patch cannot be taken back",
+        ) from None
+
+
+def encode_ledger(ledger: Ledger) -> bytes:
+    """The ledger as a file."""
+    return ledger.model_dump_json(indent=1).encode() + b"\n"

@@ -1,0 +1,114 @@
+"""Take patches back, bit for bit, as one transaction of the same kind as the one that applied them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from planner import fsio
+from planner.checkpoint import open_checkpoint
+from planner.errors import LedgerDamaged, NothingToRevert, StorageError
+from planner.transaction.history import copy_patch
+from planner.transaction.ledger import encode_ledger, ledger_path, patch_folder, read_ledger
+from planner.transaction.progress import Progress, Steps
+from planner.transaction.stage import Content, exclusive, refuse_unsafe, stage_files, staged, swap_in
+from planner.transaction.state import measure
+from planner.transaction.types import Event, Ledger, State
+from planner.transaction.undo import undo_contents
+
+__all__ = ["revert"]
+
+
+def revert(model: Path, *, to: int | None = None, by: str, progress: Progress | None = None) -> Ledger:
+    """Take back the last patch, or every patch after patch `to` (0: all of them). Returns the ledger afterwards.
+
+    Raises `NothingToRevert`, `LedgerDamaged` if the weights are not what the ledger says (taking a patch back would
+    then produce neither the old weights nor the new), `Locked`, `UnsafeInPlace` or a `StorageError`.
+    """
+    refuse_unsafe(model)
+    with exclusive(model):
+        ledger = _required_ledger(model)
+        keep = _kept(ledger, to)
+        checkpoint = open_checkpoint(model)
+        told = Steps(progress, checkpoint.nbytes)
+        before = measure(checkpoint, progress=told.step("hashing"))
+        _refuse_damaged(model, ledger, before)
+        contents = _oldest_contents(model, ledger.in_force[keep:])
+        rewritten = {checkpoint.tensors[name].shard for name in contents}
+        fsio.require_space(model.parent, sum(before.files[name].size for name in rewritten) + 2**20)
+        with staged(model, like=model) as stage:
+            stage_files(checkpoint, stage, contents, share=True, progress=told.step("writing"))
+            after = measure(open_checkpoint(stage), progress=told.step("verifying"))
+            updated = _updated(ledger, keep, after, by)
+            for event in ledger.events:
+                if event.kind == "applied":
+                    copy_patch(model, stage, event.patch, undone=event.patch not in updated.in_force)
+            fsio.create_file(ledger_path(stage), [encode_ledger(updated)])
+            swap_in(stage, model)
+    return updated
+
+
+def _required_ledger(model: Path) -> Ledger:
+    ledger = read_ledger(model)
+    if ledger is None or not ledger.in_force:
+        raise NothingToRevert(f"no patch is in force on {model}", hint="`planner log MODEL` shows its history")
+    return ledger
+
+
+def _kept(ledger: Ledger, to: int | None) -> int:
+    """How many of the patches in force stay."""
+    if to is None:
+        return len(ledger.in_force) - 1
+    if to == 0:
+        return 0
+    if to not in ledger.in_force:
+        there = ", ".join(map(str, ledger.in_force))
+        raise NothingToRevert(f"patch {to} is not in force", hint=f"in force: {there}; --to 0 is the original")
+    keep = ledger.in_force.index(to) + 1
+    if keep == len(ledger.in_force):
+        raise NothingToRevert(f"patch {to} is the last one already", hint="`planner log MODEL` shows the history")
+    return keep
+
+
+def _refuse_damaged(model: Path, ledger: Ledger, found: State) -> None:
+    wrong = [name for name, digest in ledger.current.tensors.items() if found.tensors.get(name) != digest]
+    if wrong or found.fingerprint != ledger.current.fingerprint:
+        raise LedgerDamaged(
+            f"{model} is not what its ledger says: {', '.join(wrong[:5]) or 'config.json'}",
+            hint="`planner verify MODEL` names everything that differs",
+        )
+
+
+def _oldest_contents(model: Path, patches: tuple[int, ...]) -> dict[str, Content]:
+    """For every tensor that `patches` (oldest first) changed, its bytes before the first of them."""
+    contents: dict[str, Content] = {}
+    for number in patches:
+        contents = undo_contents(patch_folder(model, number)) | contents
+    return contents
+
+
+def _updated(ledger: Ledger, keep: int, after: State, by: str) -> Ledger:
+    in_force = ledger.in_force[:keep]
+    expected = ledger.original.fingerprint
+    for event in ledger.events:
+        if in_force and event.kind == "applied" and event.patch == in_force[-1]:
+            expected = event.fingerprint
+    if after.fingerprint != expected:
+        raise StorageError(
+            "the restored weights are not the original ones", hint="nothing was changed; run `planner verify MODEL`"
+        )
+    event = Event(
+        kind="reverted",
+        patch=in_force[-1] if in_force else 0,
+        at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        by=by,
+        fingerprint=after.fingerprint,
+    )
+    return ledger.model_copy(
+        update={
+            "serial": ledger.serial + 1,
+            "current": after,
+            "in_force": in_force,
+            "events": (*ledger.events, event),
+        }
+    )

@@ -1,0 +1,84 @@
+"""Measure a checkpoint folder: the digest of every file, and of every tensor, in one reading."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from blake3 import blake3
+
+from planner import fsio
+from planner.checkpoint import Checkpoint, digest_file, fingerprint_of
+from planner.errors import StorageError
+from planner.transaction.types import FileState, State
+
+__all__ = ["LEDGER_FOLDER", "files_of", "measure", "size_of"]
+
+LEDGER_FOLDER = ".planner"
+
+Progress = Callable[[int], None]
+
+
+def files_of(folder: Path) -> Iterator[str]:
+    """Every file below `folder`, as a path inside it, sorted; without the ledger.
+
+    Raises `StorageError` for anything that is neither file nor folder (a FIFO would make a reader wait for ever).
+    """
+    for root, folders, files in os.walk(folder, onerror=_raise):
+        if Path(root) == folder and LEDGER_FOLDER in folders:
+            folders.remove(LEDGER_FOLDER)
+        folders.sort()
+        for name in sorted(files):
+            path = Path(root) / name
+            with fsio.storage_errors(path):
+                regular = stat.S_ISREG(path.stat().st_mode)
+            if not regular:
+                raise StorageError(f"{path} is not a regular file", hint="remove it from the checkpoint folder")
+            yield path.relative_to(folder).as_posix()
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below `folder`, without the ledger."""
+    return sum((folder / name).stat().st_size for name in files_of(folder))
+
+
+def measure(checkpoint: Checkpoint, *, progress: Progress | None = None) -> State:
+    """The state of a checkpoint folder, from its bytes. Every file is read once; `progress` is told the bytes read."""
+    shards = {shard.name: shard for shard in checkpoint.shards}
+    tensors: dict[str, str] = {}
+    files: dict[str, FileState] = {}
+    for name in files_of(checkpoint.path):
+        path = checkpoint.path / name
+        with fsio.storage_errors(path):
+            found = path.stat()
+            if name in shards:
+                digest = _measure_shard(checkpoint, name, tensors, progress)
+            else:
+                digest = digest_file(path)
+                if progress:
+                    progress(found.st_size)
+        files[name] = FileState(digest=digest, size=found.st_size, mode=stat.S_IMODE(found.st_mode))
+    return State(fingerprint=fingerprint_of(checkpoint, tensors), files=files, tensors=tensors)
+
+
+def _measure_shard(checkpoint: Checkpoint, name: str, tensors: dict[str, str], progress: Progress | None) -> str:
+    """Digest of a shard; those of its tensors go into `tensors`. The tensors cover the data, so one reading does."""
+    header = next(shard.header for shard in checkpoint.shards if shard.name == name)
+    whole = blake3()
+    with (checkpoint.path / name).open("rb") as file:
+        whole.update(file.read(header.data_begin))
+    for entry in header.entries:
+        hasher = blake3()
+        for chunk in checkpoint.chunks(checkpoint.tensors[entry.name]):
+            hasher.update(chunk)
+            whole.update(chunk)
+            if progress:
+                progress(len(chunk))
+        tensors[entry.name] = "blake3:" + hasher.hexdigest()
+    return "blake3:" + whole.hexdigest()
+
+
+def _raise(error: OSError) -> None:
+    raise error
