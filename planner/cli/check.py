@@ -59,15 +59,13 @@ def show_report(plan: Plan, report: CheckReport, screen: Screen) -> None:
             f"{tensor.changed_fraction:.2%}",
             "-" if tensor.relative_change is None else f"{tensor.relative_change:.3g}",
             "-" if tensor.realised_scale is None else f"{tensor.realised_scale:.6g}",
-            *(
-                "-" if moment is None else f"{moment:.4g}"
-                for moment in (tensor.before.rms, tensor.after.rms, tensor.before.abs_max, tensor.after.abs_max)
-            ),
+            f"{_shown(tensor.before.rms)} -> {_shown(tensor.after.rms)}",
+            f"{_shown(tensor.before.abs_max)} -> {_shown(tensor.after.abs_max)}",
         )
         for modification in report.modifications
         for tensor in modification.tensors
     ]
-    headings = ("id", "operation", "tensor", "effect", "changed", "|dW|/|W|", "scale", "rms", "->", "max|w|", "->")
+    headings = ("id", "operation", "tensor", "effect", "changed", "|dW|/|W|", "scale", "rms", "max|w|")
     screen.table(headings, rows, left=4)
     for problem in report.problems:
         screen.show(f"{problem.modification or 'plan'}: [{problem.code}] {problem.message}")
@@ -76,6 +74,10 @@ def show_report(plan: Plan, report: CheckReport, screen: Screen) -> None:
     screen.show("accepted" if report.accepted else f"refused: {count} problem{'s' if count > 1 else ''}")
     if report.accepted and any(tensor.effect == "unknown" for tensor in report.tensors):
         screen.show("effect unknown: bits change; what that does to the model is for `planner evaluate` to measure")
+
+
+def _shown(number: float | None) -> str:
+    return "-" if number is None else f"{number:.4g}"
 
 
 def describe(operation: dict[str, object]) -> str:

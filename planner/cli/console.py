@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Screen", "plain"]
 
-_PIPED_WIDTH = 160
+_PIPED_WIDTH = 1000  # tables are as wide as their content, so no name is cut
 
 
 class Screen:

@@ -83,7 +83,11 @@ def show_evaluation(found: Evaluation, screen: Screen) -> None:
         ),
         rows,
     )
+    from planner.evaluation.statistics import LEVEL
+    from planner.evaluation.verdicts import RESOLUTION
+
     screen.show("losses in nats per token, lower is better; calibrated: each side at its own best logit temperature")
+    screen.show(f"a verdict asks for p < {LEVEL:g}, adjusted for several metrics, and a difference of {RESOLUTION:g}")
     drift = found.drift
     kl = "not finite" if drift.kl_mean is None else f"{drift.kl_mean:.3g} nats a token"
     screen.show(f"drift on {drift.text}: KL {kl}, the same most likely token at {drift.top1_agreement:.2%}")

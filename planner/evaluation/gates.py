@@ -34,7 +34,7 @@ def _improved(metric: MetricResult) -> tuple[bool, str]:
     passed = metric.verdict == "improved"
     why = f"the verdict is {metric.verdict!r}: {_numbers(metric)}"
     if not passed and metric.calibrated.mde is not None:
-        why += f"; this text shows differences from about {metric.calibrated.mde:.4f}"
+        why += f"; on this text a difference below about {metric.calibrated.mde:.1g} would often go unseen"
     return passed, why
 
 
@@ -48,7 +48,7 @@ def _not_worse(gate: Gate, metric: MetricResult) -> tuple[bool, str]:
     relation = "within" if highest <= margin else "above"
     return (
         highest <= margin,
-        f"the upper ends reach {highest:+.4f}, {relation} the margin {margin:g}: {_numbers(metric)}",
+        f"the upper ends reach {highest:+.5f}, {relation} the margin {margin:g}: {_numbers(metric)}",
     )
 
 
@@ -73,6 +73,6 @@ def _numbers(metric: MetricResult) -> str:
     assert metric.calibrated is not None
     calibrated = metric.calibrated
     return (
-        f"raw {metric.difference:+.4f} ({metric.interval[0]:+.4f} to {metric.interval[1]:+.4f}), calibrated "
-        f"{calibrated.difference:+.4f} ({calibrated.interval[0]:+.4f} to {calibrated.interval[1]:+.4f}) nats per token"
+        f"raw {metric.difference:+.5f} ({metric.interval[0]:+.5f} to {metric.interval[1]:+.5f}), calibrated "
+        f"{calibrated.difference:+.5f} ({calibrated.interval[0]:+.5f} to {calibrated.interval[1]:+.5f}) nats per token"
     )

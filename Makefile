@@ -1,0 +1,70 @@
+# One definition of each check: people, pre-commit and CI all come through here.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/lock.txt
+CODE := planner tests examples
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-model test check format format-check lint types floors schemas schemas-check bench lock clean
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# What the demo needs: the package with torch and transformers.
+$(VENV)/.demo: pyproject.toml .ci/lock.txt | $(BIN)/python
+	@echo "installing into $(VENV) (a minute or two the first time)"
+	$(PIP) --editable '.[torch]'
+	@touch $@
+
+# What the checks need on top of it.
+$(VENV)/.dev: $(VENV)/.demo
+	@echo "installing the development tools into $(VENV)"
+	$(PIP) --editable '.[torch,litellm,dev]'
+	@touch $@
+
+demo: $(VENV)/.demo ## The whole story on the bundled model: profile ... revert (no key, no network)
+	$(BIN)/python examples/demo.py
+
+demo-model: $(VENV)/.demo ## Train the bundled model again, from its seed (about ten minutes)
+	$(BIN)/python examples/make_tiny_model.py
+
+test: $(VENV)/.dev ## Run the tests, with branch coverage
+	$(BIN)/python -m pytest -n auto --cov --cov-report=term
+
+check: format-check lint types floors schemas-check test ## Everything CI checks
+
+format: $(VENV)/.dev ## Format the code
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix --exit-zero --quiet $(CODE)
+
+format-check: $(VENV)/.dev
+	$(BIN)/ruff format --check $(CODE)
+
+lint: $(VENV)/.dev ## Lint the code
+	$(BIN)/ruff check $(CODE)
+
+types: $(VENV)/.dev ## Check the types (strict)
+	$(BIN)/mypy
+
+floors: $(VENV)/.dev ## Check that modules import only from the floors below them
+	$(BIN)/lint-imports
+
+schemas: $(VENV)/.demo ## Write schemas/ from the types
+	$(BIN)/planner schemas
+
+schemas-check: $(VENV)/.dev
+	$(BIN)/planner schemas --check
+
+bench: $(VENV)/.dev ## Speed and memory, as ratios side by side in one run
+	$(BIN)/python tests/bench/bench.py
+
+lock: $(VENV)/.dev ## Write the versions of this environment into .ci/lock.txt
+	@{ head -n 1 .ci/lock.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > .ci/lock.new
+	@mv .ci/lock.new .ci/lock.txt
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) dist runs .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
