@@ -33,7 +33,7 @@ demo-model: $(VENV)/.demo ## Train the bundled model again, from its seed (about
 	$(BIN)/python examples/make_tiny_model.py
 
 test: $(VENV)/.dev ## Run the tests, with branch coverage
-	$(BIN)/python -m pytest -n auto --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --cov --cov-report=term
 
 check: format-check lint types floors schemas-check test ## Everything CI checks
 

@@ -84,9 +84,16 @@ def create_file(
             os.close(descriptor)
 
 
-def replace_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
-    """Put `content` under the name `path` in one step: a reader sees the old file or the new one, whole."""
+def replace_file(path: Path, content: bytes, *, mode: int | None = None) -> None:
+    """Put `content` under the name `path` in one step: a reader sees the old file or the new one, whole.
+
+    Without `mode` the file keeps the mode it has; a new one gets 0644.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if mode is None:
+        mode = 0o644
+        with storage_errors(path), suppress(FileNotFoundError):
+            mode = stat.S_IMODE(path.stat().st_mode)
     try:
         with storage_errors(temporary), suppress(FileNotFoundError):
             os.unlink(temporary)  # left by a process that was killed and had our number
@@ -141,13 +148,16 @@ def link_or_copy_file(source: Path, target: Path) -> None:
 
 
 def make_folder(path: Path, *, like: Path | None = None) -> None:
-    """Make one folder, whose parent exists and whose name is free, with mode and owner of the folder `like`."""
+    """Make one folder, whose parent exists and whose name is free, with mode and owner of the folder `like`.
+
+    Its owner may always write into it: a copy of a read-only folder has to be filled first, and removed some day.
+    """
     with storage_errors(path):
         os.mkdir(path)
         if like is not None:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                _copy_attributes(like.stat(), descriptor)
+                _copy_attributes(like.stat(), descriptor, more=stat.S_IRWXU)
             finally:
                 os.close(descriptor)
 
@@ -223,25 +233,39 @@ def lock(path: Path) -> Iterator[None]:
     """
     descriptor = _locked_descriptor(path)
     try:
-        with storage_errors(path):
+        with suppress(OSError):  # a full disk must not keep `recover` from freeing space; the number is for people
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"{os.getpid()}\n".encode())
         yield
     finally:
-        with suppress(OSError):
-            os.unlink(path)
-        os.close(descriptor)
+        try:
+            with suppress(OSError):
+                os.unlink(path)
+        finally:
+            os.close(descriptor)
 
 
 def _locked_descriptor(path: Path) -> int:
     while True:
         with storage_errors(path):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        taken = False
+        try:
+            taken = _taken(descriptor, path)
+        finally:
+            if not taken:
+                os.close(descriptor)
+        if taken:
+            return descriptor
+
+
+def _taken(descriptor: int, path: Path) -> bool:
+    """Lock the open file; False if it is no longer the one called `path`. Raises `Locked`."""
+    with storage_errors(path):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-            os.close(descriptor)
             raise Locked(
                 f"process {holder} is changing this checkpoint ({path})",
                 hint="wait until it has finished, then run the command again",
@@ -249,9 +273,8 @@ def _locked_descriptor(path: Path) -> int:
         # Whoever held the lock before may have removed the name between our open and our flock; then the lock we hold
         # is on a file that nobody else will find.
         with suppress(FileNotFoundError):
-            if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
-        os.close(descriptor)
+            return os.stat(path).st_ino == os.fstat(descriptor).st_ino
+    return False
 
 
 def _write_all(descriptor: int, data: bytes | memoryview) -> None:
@@ -261,12 +284,12 @@ def _write_all(descriptor: int, data: bytes | memoryview) -> None:
         rest = rest[os.write(descriptor, rest[:_CHUNK]) :]
 
 
-def _copy_attributes(found: os.stat_result, descriptor: int) -> None:
+def _copy_attributes(found: os.stat_result, descriptor: int, *, more: int = 0) -> None:
     now = os.fstat(descriptor)
     if (now.st_uid, now.st_gid) != (found.st_uid, found.st_gid):
         with suppress(PermissionError):  # only root may give files away
             os.fchown(descriptor, found.st_uid, found.st_gid)
-    os.fchmod(descriptor, stat.S_IMODE(found.st_mode))
+    os.fchmod(descriptor, stat.S_IMODE(found.st_mode) | more)
     os.utime(descriptor, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 

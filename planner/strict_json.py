@@ -2,7 +2,7 @@
 
 Python's `json.loads` takes duplicate keys (the last one wins), NaN, Infinity, 1e400 and lone surrogates, and raises
 RecursionError on deep nesting. Each of those lets two readers of the same file see different things, so all are
-refused.
+refused. -0 is read as the float it is elsewhere, where Python makes it the integer 0.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def loads(text: str, *, largest: int = 64 * 2**20) -> Any:
         raise JsonRefused(f"line {error.lineno}, column {error.colno}: {error.msg}") from None
     except RecursionError:
         raise JsonRefused("nested too deep") from None
-    if "\\ud" in text.lower():
+    if not text.isascii() or "\\ud" in text.lower():  # one may stand there as itself or be written \ud800
         _refuse_lone_surrogates(value)
     return value
 
@@ -44,13 +44,15 @@ def _refuse_lone_surrogates(value: Any) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise JsonRefused("a string holds half of a surrogate pair, which is no character") from None
+    except RecursionError:  # writing takes a little more of the stack than reading did
+        raise JsonRefused("nested too deep") from None
 
 
 def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise JsonRefused(f"the key {key!r} stands twice in one object")
+            raise JsonRefused(f"the key {key[:80]!r} stands twice in one object")
         found[key] = value
     return found
 
@@ -66,7 +68,9 @@ def _finite_float(digits: str) -> float:
     return value
 
 
-def _bounded_int(digits: str) -> int:
+def _bounded_int(digits: str) -> int | float:
+    if digits == "-0":
+        return -0.0
     # No size, count or offset comes near 2^63; a longer run of digits is an attack on int() or a mistake.
     if len(digits) > 20:
         raise JsonRefused(f"an integer of {len(digits)} digits")

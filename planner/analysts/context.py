@@ -7,6 +7,7 @@ capped, so that a name can neither end its line nor rearrange it.
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from planner.operations import OPERATIONS, Example
@@ -18,10 +19,10 @@ _MOST_ROWS = 400
 _LONGEST_NAME = 200
 
 
-def printable(text: str) -> str:
-    """The text with everything that is not a plain printable character escaped, at most 200 characters."""
+def printable(text: str, *, longest: int = _LONGEST_NAME) -> str:
+    """The text with everything that is not a plain printable character escaped, at most `longest` characters."""
     plain = "".join(c if c.isascii() and c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return plain[:_LONGEST_NAME]
+    return plain[:longest]
 
 
 def operation_catalogue() -> list[dict[str, Any]]:
@@ -57,20 +58,32 @@ def render_model(profile: Profile) -> str:
 
 
 def render_statistics(profile: Profile, *, most_rows: int = _MOST_ROWS) -> str:
-    """Every tensor's statistics; with more tensors than rows, the layers least unlike their peers are left out."""
+    """Every tensor's statistics; with more tensors than rows, those least unlike their peers are left out."""
     groups = peer_groups(profile.tensors)
     outside = [tensor for tensor in profile.tensors if tensor.layer is None]
-    ranked = sorted((s for group in groups for s in standings(group)), key=lambda s: -abs(s.robust_z))
-    room = max(most_rows - len(outside), 0)
-    shown = {standing.tensor.name for standing in ranked[:room]}
-    blocks = [_block("outside the layers", [(tensor, None) for tensor in outside])] if outside else []
-    for group in groups:
-        standing = {s.tensor.name: s for s in standings(group)}
+    standing = {s.tensor.name: s for group in groups for s in standings(group)}
+
+    def strangeness(tensor: TensorProfile) -> float:
+        found = standing.get(tensor.name)
+        if tensor.nan or tensor.inf or (found is None and tensor.understood):  # no rms, or one of zero: no standing
+            return math.inf
+        return abs(found.robust_z) if found else -1.0
+
+    inside = sorted((tensor for group in groups for tensor in group), key=strangeness, reverse=True)
+    shown = {tensor.name for tensor in (outside + inside)[:most_rows]}
+    titled = [("outside the layers", outside), *((f"role {printable(group[0].role)}", group) for group in groups)]
+    blocks, unseen = [], 0
+    for title, group in titled:
         rows = [(tensor, standing.get(tensor.name)) for tensor in group if tensor.name in shown]
         left_out = len(group) - len(rows)
-        title = f"role {printable(group[0].role)}, {len(group)} tensors"
-        title += f", {left_out} closest to the median left out" if left_out else ""
-        blocks.append(_block(title, rows))
+        if rows:
+            title += f", {len(group)} tensors"
+            title += f", of which {left_out} like their peers are left out" if left_out else ""
+            blocks.append(_block(title, rows))
+        else:
+            unseen += left_out
+    if unseen:
+        blocks.append(f"({unseen:,} further tensors, of other roles, are left out)")
     return "\n\n".join(blocks)
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from planner.analysts.answer import Answer, read_answer
 from planner.analysts.base import Brief, Proposal, drafted
-from planner.analysts.context import operation_catalogue, render_model, render_statistics
+from planner.analysts.context import operation_catalogue, printable, render_model, render_statistics
 from planner.analysts.prompts import prompts_sha256, render
 from planner.analysts.transcript import Transcript
 from planner.errors import NoValidPlan
@@ -19,6 +19,8 @@ from planner.llm import Client, Message, Reply, Request, redact
 from planner.plan import AnalystRecord, Problem, Usage, problems_of
 
 __all__ = ["LLMAnalyst"]
+
+_LONGEST_PROBLEM = 2000
 
 Told = Callable[[str], None]
 
@@ -59,7 +61,7 @@ class LLMAnalyst:
             self.transcript = self.transcript.with_problems(problems)
             messages += (
                 Message(role="assistant", content=reply.text),
-                Message(role="user", content=render("repair.md", problems=[str(problem) for problem in problems])),
+                Message(role="user", content=render("repair.md", problems=_listed(problems))),
             )
         asked = self._most_repairs + 1
         raise NoValidPlan(
@@ -72,8 +74,9 @@ class LLMAnalyst:
         request = Request(messages=messages, max_output_tokens=self._max_output_tokens, temperature=self._temperature)
         self.transcript = self.transcript.with_request(request)
         reply = self._client.complete(request)
-        # An endpoint that echoes the key into its answer must not write it into the plan through the model's words.
-        reply = reply.model_copy(update={"text": redact(reply.text, self._secrets)})
+        # An endpoint that echoes the key must not write it into the plan, through the model's words or its name.
+        clean = {"text": redact(reply.text, self._secrets), "model": redact(reply.model, self._secrets)}
+        reply = reply.model_copy(update=clean)
         self.transcript = self.transcript.with_reply(reply)
         return reply
 
@@ -107,6 +110,11 @@ class LLMAnalyst:
 def _one_line(note: str) -> str:
     """A model's sentence, safe to show in a terminal."""
     return " ".join("".join(c if c.isprintable() else " " for c in note).split())[:1000]
+
+
+def _listed(problems: Sequence[Problem]) -> list[str]:
+    """One line each: a hint may name tensors, and a name may hold anything."""
+    return [printable(str(problem), longest=_LONGEST_PROBLEM) for problem in problems]
 
 
 def _opening(brief: Brief) -> tuple[Message, ...]:

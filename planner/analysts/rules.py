@@ -35,13 +35,15 @@ class RulesAnalyst:
         """The rules' plan; empty, with a note that says so, where nothing is strange enough."""
         findings = [finding for rule in RULES for finding in rule(brief.profile)]
         modifications = [_modification(number, *finding) for number, finding in enumerate(findings, start=1)]
-        record = AnalystRecord(kind="rules")
-        plan = drafted(brief, record, modifications)
-        report = brief.check(plan)
-        refused = {problem.modification for problem in report.problems}
-        kept = [] if None in refused else [m for m in modifications if m.id not in refused]
-        plan = plan.model_copy(update={"modifications": tuple(kept)})
-        return Proposal(plan=plan, note=_note(len(kept), len(modifications) - len(kept)))
+        plan = drafted(brief, AnalystRecord(kind="rules"), modifications)
+        while refused := {problem.modification for problem in brief.check(plan).problems}:
+            # One at fault can hide another: a limit on all changes of a tensor together names the first of them only.
+            kept = [m for m in plan.modifications if m.id not in refused]
+            if len(kept) == len(plan.modifications):  # it is the plan as a whole, which is too long
+                kept = kept[: min(len(kept) - 1, brief.policy.most_modifications)]
+            plan = plan.model_copy(update={"modifications": tuple(kept)})
+        kept_count = len(plan.modifications)
+        return Proposal(plan=plan, note=_note(kept_count, len(modifications) - kept_count))
 
 
 def infinite_elements(profile: Profile) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -27,8 +28,9 @@ __all__ = ["INDEX", "SINGLE", "Checkpoint", "Shard", "Tensor", "open_checkpoint"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_NUMBERED = re.compile(r"model-\d+-of-\d+\.safetensors")
+_NUMBERED = re.compile(r"model-\d+-of-(\d+)\.safetensors")
 _CHUNK = 8 * 2**20
+_LARGEST_JSON = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Checkpoint:
         """What people call it: its folder's name, or the hub id its snapshot folder belongs to."""
         if self.path.parent.name == "snapshots" and self.path.parent.parent.name.startswith("models--"):
             return self.path.parent.parent.name.removeprefix("models--").replace("--", "/")
-        return self.path.name
+        return os.fsencode(self.path.name).decode(errors="replace")  # a folder's name need not be text
 
     @property
     def nbytes(self) -> int:
@@ -99,30 +101,41 @@ class Checkpoint:
             done = 0
             while done < tensor.nbytes:
                 wanted = min(size, tensor.nbytes - done)
-                chunk = os.pread(descriptor, wanted, tensor.begin + done)
-                while len(chunk) < wanted:
-                    more = os.pread(descriptor, wanted - len(chunk), tensor.begin + done + len(chunk))
-                    if not more:
-                        raise ShardTruncated(f"{path} became shorter while it was read", hint="is it being changed?")
-                    chunk += more
-                yield chunk
+                yield _read_at(path, descriptor, wanted, tensor.begin + done)
                 done += wanted
         finally:
             os.close(descriptor)
+
+
+def _read_at(path: Path, descriptor: int, wanted: int, place: int) -> bytes:
+    chunk = b""
+    while len(chunk) < wanted:
+        try:
+            more = os.pread(descriptor, wanted - len(chunk), place + len(chunk))
+        except OSError as error:
+            raise FileUnreadable(f"{path}: {error.strerror}", hint="check the disk") from None
+        if not more:
+            raise ShardTruncated(f"{path} became shorter while it was read", hint="is it being changed?")
+        chunk = chunk + more if chunk else more
+    return chunk
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read the headers of the checkpoint in the folder `path`.
 
     Raises a `CheckpointError`: `NotACheckpoint`, `PickleOnly`, `HeaderMalformed`, `ShardTruncated`, `ShardMissing`,
-    `ShardsAmbiguous`, `UnknownDtype` or `ConfigMalformed`.
+    `ShardsAmbiguous`, `UnknownDtype` or `ConfigMalformed`; or `FileUnreadable`.
     """
-    if not path.exists():
-        raise NotACheckpoint(f"{path} does not exist", hint=_WHAT_IS_ONE)
-    if not path.is_dir():
-        raise NotACheckpoint(f"{path} is not a folder", hint=_WHAT_IS_ONE)
+    try:
+        if not path.exists():
+            raise NotACheckpoint(f"{path} does not exist", hint=_WHAT_IS_ONE)
+        if not path.is_dir():
+            raise NotACheckpoint(f"{path} is not a folder", hint=_WHAT_IS_ONE)
+        found = sorted(entry.name for entry in path.iterdir())
+    except OSError as error:
+        raise FileUnreadable(f"{path}: {error.strerror}", hint="check its permissions") from None
     config, config_bytes = _config(path)
-    names, index = _shard_names(path)
+    names, index = _shard_names(path, found)
     shards = tuple(Shard(name, read_header(_regular(path / name))) for name in names)
     tensors: dict[str, Tensor] = {}
     for shard in shards:
@@ -143,7 +156,7 @@ _WHAT_IS_ONE = "name a folder that holds config.json and *.safetensors, or a mod
 
 def _config(path: Path) -> tuple[dict[str, Any], bytes]:
     try:
-        raw = (path / "config.json").read_bytes()
+        raw = _read_small(path / "config.json")
     except FileNotFoundError:
         return {}, b""
     except OSError as error:
@@ -157,9 +170,19 @@ def _config(path: Path) -> tuple[dict[str, Any], bytes]:
     return config, raw
 
 
-def _shard_names(path: Path) -> tuple[list[str], dict[str, str] | None]:
+def _read_small(path: Path) -> bytes:
+    """The bytes of a JSON file. Raises OSError where it is no regular file, or larger than any that is read."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):  # a FIFO would make the reader wait for ever
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if found.st_size > _LARGEST_JSON:
+        raise OSError(errno.EFBIG, f"{found.st_size:,} bytes; at most {_LARGEST_JSON:,} are read", str(path))
+    return path.read_bytes()
+
+
+def _shard_names(path: Path, found: list[str]) -> tuple[list[str], dict[str, str] | None]:
     """The shard files to read, and the index's map from tensor to shard if there is one."""
-    present = sorted(entry.name for entry in path.iterdir() if entry.name.endswith(".safetensors"))
+    present = [name for name in found if name.endswith(".safetensors")]
     if (path / INDEX).exists():
         index = _index(path / INDEX)
         listed = sorted(set(index.values()))
@@ -176,11 +199,12 @@ def _shard_names(path: Path) -> tuple[list[str], dict[str, str] | None]:
         return listed, index
     if SINGLE in present:
         return [SINGLE], None
-    if len(present) == 1:
+    # One shard of several is a part of a model, which would pass for the whole.
+    if len(present) == 1 and not ((part := _NUMBERED.fullmatch(present[0])) and int(part[1]) > 1):
         return present, None
     if present:
-        raise ShardMissing(f"{path} holds {len(present)} shards but no {INDEX}", hint="fetch the index as well")
-    pickles = sorted(entry.name for entry in path.iterdir() if entry.name.endswith(_PICKLES))
+        raise ShardMissing(f"{path} holds {', '.join(present[:3])} but no {INDEX}", hint="fetch the index as well")
+    pickles = [name for name in found if name.endswith(_PICKLES)]
     if pickles:
         raise PickleOnly(
             f"{path} holds its weights as pickle ({pickles[0]}), which can run any code when opened",
@@ -191,8 +215,10 @@ def _shard_names(path: Path) -> tuple[list[str], dict[str, str] | None]:
 
 def _index(path: Path) -> dict[str, str]:
     try:
-        index = strict_json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, strict_json.JsonRefused) as error:
+        index = strict_json.loads(_read_small(path).decode("utf-8"))
+    except OSError as error:
+        raise ShardMissing(f"{path}: {error.strerror}", hint="fetch the index again") from None
+    except (UnicodeDecodeError, strict_json.JsonRefused) as error:
         raise ShardMissing(f"{path}: {error}", hint="fetch the index again") from None
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -217,6 +243,10 @@ _INDEX_STALE = "the index is not the one of these shards; fetch both again"
 
 
 def _regular(path: Path) -> Path:
-    if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would make the reader wait for ever
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:  # in a hub cache: a link whose blob was never fetched, or was pruned
+        raise ShardMissing(f"{path}: {error.strerror}", hint="fetch the shard again") from None
+    if not stat.S_ISREG(mode):  # a FIFO would make the reader wait for ever
         raise NotACheckpoint(f"{path} is not a regular file", hint=_WHAT_IS_ONE)
     return path

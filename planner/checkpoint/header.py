@@ -26,6 +26,8 @@ _LARGEST_HEADER = 64 * 2**20
 _MOST_TENSORS = 250_000
 _LONGEST_NAME = 512
 _MOST_ELEMENTS = 2**53
+_MOST_DIMENSIONS = 64  # as in numpy and torch
+_FIELDS = {"dtype", "shape", "data_offsets"}
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,16 @@ def _entry(path: Path, name: str, field: Any, data_begin: int) -> Entry:
     shown = repr(name[:80])
     if len(name.encode()) > _LONGEST_NAME:
         raise _malformed(path, f"the tensor name {shown} is longer than {_LONGEST_NAME} bytes")
-    if not isinstance(field, dict) or not {"dtype", "shape", "data_offsets"} <= field.keys():
+    if not isinstance(field, dict) or not field.keys() >= _FIELDS:
         raise _malformed(path, f"the tensor {shown} lacks dtype, shape or data_offsets")
+    if len(field) > 3 and any(isinstance(field[key], dict | list) for key in field.keys() - _FIELDS):
+        # Old writers leave a word or a number here; nesting is read to different depths by different readers.
+        raise _malformed(path, f"the tensor {shown} has a nested field that the format does not know")
     dtype, shape, offsets = field["dtype"], field["shape"], field["data_offsets"]
     if not isinstance(dtype, str) or not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
         raise _malformed(path, f"the tensor {shown} has a dtype, shape or data_offsets of the wrong kind")
+    if len(shape) > _MOST_DIMENSIONS:
+        raise _malformed(path, f"the tensor {shown} has {len(shape):,} dimensions")
     elements = 1
     for dimension in shape:
         # An empty dimension makes the product zero, but must not hide an absurd one beside it.

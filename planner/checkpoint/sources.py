@@ -16,13 +16,13 @@ from planner.errors import NotACheckpoint
 __all__ = ["hub_cache", "in_hub_cache", "locate"]
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?(@[A-Za-z0-9._/-]+)?")
+_COMMIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.md", "*.jinja"]
 
 
 def locate(model: str, *, environment: Mapping[str, str] = os.environ) -> Path:
     """The folder of a checkpoint. Raises `NotACheckpoint` if it is neither a folder nor to be had from the hub."""
-    path = Path(model).expanduser()
-    if path.exists():
+    if (path := _existing(Path(model))) is not None:
         return path.absolute()  # not resolve(): the user's own name for it is the one to show
     if not _ID.fullmatch(model):
         raise NotACheckpoint(f"{model} does not exist", hint="name a folder, or a model id such as org/name@revision")
@@ -30,6 +30,16 @@ def locate(model: str, *, environment: Mapping[str, str] = os.environ) -> Path:
     return _cached(identifier, revision or "main", hub_cache(environment)) or _fetched(
         identifier, revision or "main", environment
     )
+
+
+def _existing(path: Path) -> Path | None:
+    try:
+        path = path.expanduser()
+        return path if path.exists() else None
+    except PermissionError:
+        return path  # it may well be there; whoever opens it says what is wrong
+    except (OSError, RuntimeError):  # a name too long, ~nobody
+        return None
 
 
 def hub_cache(environment: Mapping[str, str] = os.environ) -> Path:
@@ -48,12 +58,15 @@ def in_hub_cache(path: Path) -> bool:
 
 def _cached(identifier: str, revision: str, cache: Path) -> Path | None:
     repository = cache / ("models--" + identifier.replace("/", "--"))
+    if ".." in Path(revision).parts or Path(revision).is_absolute():
+        return None  # a revision never leads out of the cache
     try:
         commit = (repository / "refs" / revision).read_text(encoding="utf-8").strip()
-    except (FileNotFoundError, NotADirectoryError):
+    except (OSError, UnicodeDecodeError):
         commit = revision  # a commit names its snapshot directly
-    snapshot = repository / "snapshots" / commit
-    return snapshot if snapshot.is_dir() else None
+    if not _COMMIT.fullmatch(commit):
+        return None
+    return _existing(repository / "snapshots" / commit)
 
 
 def _fetched(identifier: str, revision: str, environment: Mapping[str, str]) -> Path:

@@ -60,14 +60,13 @@ def show_receipt(receipt: Receipt, screen: Screen) -> None:
         (
             ",".join(tensor.modifications),
             tensor.name,
-            tensor.shard,
             f"{tensor.changed_elements:,} of {tensor.elements:,}",
             "-" if tensor.relative_change is None else f"{tensor.relative_change:.3g}",
             f"{tensor.before[7:15]} -> {tensor.after[7:15]}",
         )
         for tensor in receipt.tensors
     ]
-    screen.table(("by", "tensor", "file", "elements changed", "|dW|/|W|", "digest"), rows, left=3)
+    screen.table(("by", "tensor", "elements changed", "|dW|/|W|", "digest"), rows, left=2, spare=("digest",))
     screen.show(f"patch {receipt.patch} is in force on {receipt.path}")
     screen.show(f"before  {receipt.fingerprint_before}")
     screen.show(f"after   {receipt.fingerprint_after}")

@@ -50,23 +50,26 @@ def command(
 def show_report(plan: Plan, report: CheckReport, screen: Screen) -> None:
     """The previews as a table, then every problem."""
     operations = {modification.id: modification.operation for modification in plan.modifications}
-    rows = [
-        (
-            modification.id,
-            describe(operations[modification.id].model_dump()),
-            tensor.name,
-            tensor.effect,
-            f"{tensor.changed_fraction:.2%}",
-            "-" if tensor.relative_change is None else f"{tensor.relative_change:.3g}",
-            "-" if tensor.realised_scale is None else f"{tensor.realised_scale:.6g}",
-            f"{_shown(tensor.before.rms)} -> {_shown(tensor.after.rms)}",
-            f"{_shown(tensor.before.abs_max)} -> {_shown(tensor.after.abs_max)}",
-        )
-        for modification in report.modifications
-        for tensor in modification.tensors
-    ]
-    headings = ("id", "operation", "tensor", "effect", "changed", "|dW|/|W|", "scale", "rms", "max|w|")
-    screen.table(headings, rows, left=4)
+    rows: list[tuple[str, ...]] = []
+    for modification in report.modifications:
+        rows.append((f"{modification.id}  {describe(operations[modification.id].model_dump())}", *[""] * 5))
+        rows += [
+            (
+                f"  {tensor.name}",
+                tensor.effect,
+                f"{tensor.changed_fraction:.2%}",
+                "-" if tensor.relative_change is None else f"{tensor.relative_change:.3g}",
+                "-" if tensor.realised_scale is None else f"{tensor.realised_scale:.5f}",
+                f"{_shown(tensor.before.abs_max)} -> {_shown(tensor.after.abs_max)}",
+            )
+            for tensor in modification.tensors
+        ]
+    screen.table(
+        ("modification, tensor", "effect", "changed", "|dW|/|W|", "scale", "max|w|"),
+        rows,
+        left=2,
+        spare=("scale", "effect"),
+    )
     for problem in report.problems:
         screen.show(f"{problem.modification or 'plan'}: [{problem.code}] {problem.message}")
         screen.show(f"    {problem.hint}")
@@ -77,7 +80,7 @@ def show_report(plan: Plan, report: CheckReport, screen: Screen) -> None:
 
 
 def _shown(number: float | None) -> str:
-    return "-" if number is None else f"{number:.4g}"
+    return "-" if number is None else f"{number:.3g}"
 
 
 def describe(operation: dict[str, object]) -> str:

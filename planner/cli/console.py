@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from planner.records import Record
 
@@ -46,26 +47,51 @@ class Screen:
         if not self.as_json:
             self._out.print(plain(text), markup=False, highlight=False, soft_wrap=True)
 
-    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, title: str = "") -> None:
-        """A table of the result, for people; the first `left` columns are text, the others numbers."""
+    def prose(self, text: str, *, indent: int) -> None:
+        """A sentence of the result, for people, broken between words and indented by `indent` columns."""
+        if not self.as_json:
+            margin = " " * indent
+            lines = textwrap.wrap(
+                plain(text), max(self._out.width, 40), initial_indent=margin, subsequent_indent=margin
+            )
+            self._out.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+    def table(
+        self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, spare: Sequence[str] = ()
+    ) -> None:
+        """A table of the result, for people; the first `left` columns are text, the others numbers.
+
+        In a terminal too narrow for it the columns `spare` are left out, one after the other, and that is said: a
+        number broken over two lines would be read as another number.
+        """
         if self.as_json:
             return
         from rich import box
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left", pad_edge=False)
-        for place, heading in enumerate(headings):
-            table.add_column(Text(heading), justify="left" if place < left else "right", overflow="fold")
+        widths = [max(map(len, column)) + 2 for column in zip(headings, *rows, strict=True)]
+        kept, dropped = list(range(len(headings))), []
+        for name in spare:
+            if sum(widths[place] for place in kept) + 2 > self._out.width:
+                kept.remove(headings.index(name))
+                dropped.append(name)
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        for place in kept:
+            # The first column holds the names that people copy; where room is short, another one is folded.
+            justify: Literal["left", "right"] = "left" if place < left else "right"
+            table.add_column(Text(headings[place]), justify=justify, overflow="fold", no_wrap=place == 0)
         for row in rows:
-            table.add_row(*(Text(plain(cell)) for cell in row))
+            table.add_row(*(Text(plain(row[place])) for place in kept))
         self._out.print(table)
+        if dropped:
+            self.say(f"(left out, because the terminal is narrow: {', '.join(dropped)})")
 
     def emit(self, document: Record | dict[str, Any]) -> None:
         """The one JSON document of --json; nothing without it."""
         if self.as_json:
             content = document.model_dump(mode="json") if isinstance(document, Record) else document
-            sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+            sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     @contextmanager
     def progress(self, what: str, total: int | None = None, *, unit: str = "bytes") -> Iterator[Bar]:
@@ -114,12 +140,13 @@ class Bar:
 
 
 def plain(text: str) -> str:
-    """Text that may hold names from a stranger's file, without control or direction-changing characters."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    """Text that may hold a stranger's names, on one line, without control or direction-changing characters."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _console(*, stderr: bool) -> Console:
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else _PIPED_WIDTH, emoji=False)
+    terminal = stream.isatty()  # asked here, because rich would believe FORCE_COLOR
+    return Console(stderr=stderr, force_terminal=terminal, width=None if terminal else _PIPED_WIDTH, emoji=False)

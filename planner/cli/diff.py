@@ -28,16 +28,15 @@ def command(
     rows = [
         (
             tensor.name,
-            describe(tensor.explanation.model_dump()) if tensor.explanation else tensor.note or "-",
             "-" if tensor.changed_elements is None else f"{tensor.changed_elements:,} of {tensor.elements:,}",
             "-" if tensor.relative_change is None else f"{tensor.relative_change:.3g}",
-            "-" if tensor.largest_change is None else f"{tensor.largest_change:.3g}",
+            describe(tensor.explanation.model_dump()) if tensor.explanation else tensor.note or "-",
         )
         for tensor in found.tensors
     ]
     if rows:
-        headings = ("tensor", "explained bit for bit by", "elements changed", "|dW|/|W|", "max|dw|")
-        screen.table(headings, rows, left=2)
+        headings = ("tensor", "elements changed", "|dW|/|W|", "explained bit for bit by")
+        screen.table(headings, rows, left=1)
     for name in found.only_in_a:
         screen.show(f"only in {a}: {name}")
     for name in found.only_in_b:

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-import click
 import typer
 
 from planner import __version__
@@ -33,7 +32,6 @@ __all__ = ["main"]
 app = typer.Typer(
     name="planner",
     help="Change a language model's weights directly: profiled, planned, reviewed, applied, measured, reversible.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -56,30 +54,40 @@ for _verb, _short in (
     app.command(_verb.__name__.rpartition(".")[2], short_help=_short)(_verb.command)
 
 
+# What typer raises for a command line it cannot read. Older versions build on click and newer ones carry a copy of it,
+# so the base of all such errors is reached from the one that both export.
+_Misread: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
+
+
 @app.callback(invoke_without_command=True)
-def _root(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
+def _root(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+) -> None:
     if version:
         sys.stdout.write(f"planner {__version__}\n")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        sys.stdout.write(context.get_help() + "\n")
+        raise typer.Exit(UsageError.exit_status)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is the one the contract gives. Nothing leaves as a traceback."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        result = app(given, standalone_mode=False)
+        result = app(given, prog_name="planner", standalone_mode=False)
+        if result == Interrupted.exit_status:  # newer versions of typer answer Ctrl-C by this number
+            raise KeyboardInterrupt
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # the latter is how typer passes on the former; nobody else raises it
         # The reader of our output has gone, as in `planner ... | head`. Python would complain again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
-    except click.exceptions.NoArgsIsHelpError as error:
-        sys.stdout.write(error.format_message() + "\n")
-        return 2
-    except click.ClickException as error:
+    except _Misread as error:
         return _told(_usage(error), given)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return _told(Interrupted("stopped; nothing is half-done", hint="run the command again to start over"), given)
     except PlannerError as error:
         return _told(error, given)
@@ -94,24 +102,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _told(PlannerError(message, hint="a bug in the planner; PLANNER_TRACEBACK=1 shows where"), given)
 
 
-def _usage(error: click.ClickException) -> UsageError:
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "planner"
+def _usage(error: typer.BadParameter) -> UsageError:
+    command = error.ctx.command_path if error.ctx is not None else "planner"
     return UsageError(error.format_message().rstrip("."), hint=f"`{command} --help` shows how it is used")
 
 
 def _told(error: PlannerError, given: Sequence[str]) -> int:
     from planner.cli.console import plain
 
-    # Names from a stranger's file may be part of a message, and must not steer the terminal.
-    sys.stderr.write(f"error[{error.code}]: {plain(error.message)}\n")
+    # Names from a stranger's file may be part of a message, and must not steer the terminal; nor may a line break in
+    # one look like the beginning of another line of ours.
+    first, *more = error.message.splitlines() or [""]
+    sys.stderr.write(f"error[{error.code}]: {plain(first)}\n")
+    for line in more:
+        sys.stderr.write(f"  {plain(line)}\n")
     problems: tuple[str, ...] = getattr(error, "problems", ())
     for problem in problems:
         sys.stderr.write(f"  - {plain(problem)}\n")
     sys.stderr.write(f"hint: {plain(error.hint)}\n")
-    if "--json" in given:
-        document: dict[str, object] = {"code": error.code, "message": error.message, "hint": error.hint}
-        if problems:
-            document["problems"] = list(problems)
-        sys.stdout.write(json.dumps({"error": document}, indent=2, ensure_ascii=False) + "\n")
+    try:
+        if "--json" in given:
+            document: dict[str, object] = {"code": error.code, "message": error.message, "hint": error.hint}
+            if problems:
+                document["problems"] = list(problems)
+            sys.stdout.write(json.dumps({"error": document}, indent=2) + "\n")
+        sys.stdout.flush()
+    except OSError:  # stdout itself is what cannot be written
+        _drop_output()
     return error.exit_status
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

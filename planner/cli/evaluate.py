@@ -11,7 +11,7 @@ from planner.cli.given import Json, ModelArgument
 
 if TYPE_CHECKING:
     from planner.cli.console import Screen
-    from planner.evaluation import Evaluation
+    from planner.evaluation import Calibrated, Evaluation, MetricResult
 
 
 def command(
@@ -25,11 +25,13 @@ def command(
     """Did it help? Paired statistics on the same documents, drift, and gates."""
     from planner import fsio
     from planner.cli.console import Screen
-    from planner.cli.given import checkpoint_at, profiled
+    from planner.cli.given import checkpoint_at, profiled, require_folder_of
     from planner.errors import GateRefused
     from planner.evaluation import Side, evaluate, load_suite
 
     screen = Screen(as_json=as_json)
+    if out:
+        require_folder_of(out)
     loaded = load_suite(suite)
     before, after = checkpoint_at(baseline), checkpoint_at(model)
     sides = [Side(name=c.name, fingerprint=profiled(c, screen).fingerprint) for c in (before, after)]
@@ -53,49 +55,26 @@ def command(
 
 def show_evaluation(found: Evaluation, screen: Screen) -> None:
     """The metrics, the drift and the gates, for people."""
-    rows = []
     for metric in found.metrics:
-        calibrated = metric.calibrated
-        rows.append(
-            (
-                metric.name,
-                str(metric.n),
-                f"{metric.baseline:.4f}",
-                "not finite" if metric.candidate is None else f"{metric.candidate:.4f}",
-                _with_interval(metric.difference, metric.interval),
-                "-" if metric.p_value is None else f"{metric.p_value:.4f}",
-                "-" if calibrated is None else _with_interval(calibrated.difference, calibrated.interval),
-                "-" if calibrated is None else f"{calibrated.p_value:.4f}",
-                metric.verdict,
-            )
-        )
-    screen.table(
-        (
-            "metric",
-            "n",
-            "baseline",
-            "candidate",
-            "difference [95 %]",
-            "p",
-            "calibrated difference [95 %]",
-            "p",
-            "verdict",
-        ),
-        rows,
-    )
+        screen.show(f"{metric.name}: {metric.n} documents, {metric.tokens:,} tokens: {metric.verdict}")
+        screen.show("    raw         " + _compared(metric))
+        screen.show("    calibrated  " + (_compared(metric.calibrated) if metric.calibrated else "not finite"))
     from planner.evaluation.statistics import LEVEL
     from planner.evaluation.verdicts import RESOLUTION
 
-    screen.show("losses in nats per token, lower is better; calibrated: each side at its own best logit temperature")
+    screen.show("nats per token, lower is better; calibrated: each side at its own best logit temperature")
     screen.show(f"a verdict asks for p < {LEVEL:g}, adjusted for several metrics, and a difference of {RESOLUTION:g}")
     drift = found.drift
     kl = "not finite" if drift.kl_mean is None else f"{drift.kl_mean:.3g} nats a token"
     screen.show(f"drift on {drift.text}: KL {kl}, the same most likely token at {drift.top1_agreement:.2%}")
     for gate in found.gates:
-        screen.show(f"gate {gate.name}: {'passed' if gate.passed else 'REFUSED'}: {gate.why}")
+        screen.show(f"gate {gate.name}: {'passed' if gate.passed else 'REFUSED'}")
+        screen.prose(gate.why, indent=4)
 
 
-def _with_interval(difference: float | None, interval: tuple[float, float] | None) -> str:
-    if difference is None or interval is None:
-        return "-"
-    return f"{difference:+.5f} [{interval[0]:+.5f}, {interval[1]:+.5f}]"
+def _compared(side: MetricResult | Calibrated) -> str:
+    if side.candidate is None or side.difference is None or side.interval is None:
+        return f"{side.baseline:.4f} -> not finite"
+    low, high = side.interval
+    losses = f"{side.baseline:.4f} -> {side.candidate:.4f}"
+    return f"{losses}  {side.difference:+.5f}  95 % [{low:+.5f}, {high:+.5f}]  p = {side.p_value:.4f}"

@@ -8,15 +8,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from planner.errors import OutputExists
+from planner.errors import OutputExists, StorageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from planner.checkpoint import Checkpoint
     from planner.cli.console import Screen
     from planner.plan import Plan, Policy
     from planner.profile import Profile
 
-__all__ = ["Json", "ModelArgument", "ModelOption", "checkpoint_at", "invoking_user", "plan_at", "policy_at", "profiled"]
+__all__ = [
+    "Json",
+    "ModelArgument",
+    "ModelOption",
+    "at_most",
+    "checkpoint_at",
+    "free_name",
+    "invoking_user",
+    "plan_at",
+    "policy_at",
+    "profiled",
+    "require_folder_of",
+]
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder, or hub id with @revision.")]
 ModelOption = Annotated[str, typer.Option("--model", metavar="MODEL", help="Checkpoint folder, or hub id.")]
@@ -62,8 +76,25 @@ def invoking_user() -> str:
         return "unknown"
 
 
-def free_name(path: Path) -> Path:
-    """`path`, if nothing is there yet. Raises `OutputExists`."""
+def at_most(longest: int) -> Callable[[str | None], str | None]:
+    """What checks an option that is free text: as long as the file it goes into allows, and text."""
+
+    def checked(text: str | None) -> str | None:
+        if text is not None and (len(text) > longest or any("\ud800" <= c <= "\udfff" for c in text)):
+            raise typer.BadParameter(f"it must be UTF-8 text of at most {longest:,} characters")
+        return text
+
+    return checked
+
+
+def free_name(path: Path) -> None:
+    """Raises `OutputExists` if something is there already, or `StorageError` if its folder is not."""
     if path.exists():
         raise OutputExists(f"{path} exists", hint="choose another name with --out, or remove it")
-    return path
+    require_folder_of(path)
+
+
+def require_folder_of(path: Path) -> None:
+    """Raises `StorageError` if the folder of `path` does not exist: better now than after an hour of work."""
+    if not path.parent.is_dir():
+        raise StorageError(f"the folder {path.parent} does not exist", hint="make it first, or choose another place")

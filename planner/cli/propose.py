@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from planner.cli.check import PolicyOption
-from planner.cli.given import Json, ModelArgument
+from planner.cli.given import Json, ModelArgument, at_most
 from planner.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def command(
     model: ModelArgument,
-    goal: Annotated[str, typer.Option(help="What you want from the model, in a sentence.")],
+    goal: Annotated[str, typer.Option(callback=at_most(2048), help="What you want from the model, in a sentence.")],
     analyst: Annotated[
         str, typer.Option(help="Who writes the plan: llm or rules. Default: llm if --llm is given.")
     ] = "",
@@ -79,9 +79,10 @@ def _choice(**given: object) -> AnalystChoice:
         return AnalystChoice.model_validate(given)
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
-        where = "" if not found["loc"] else f"{field_path(found['loc'])}: "
+        field = field_path(found["loc"]) if found["loc"] else ""
+        option = {"kind": "--analyst", "timeout_s": "--timeout"}.get(field, "--" + field.replace("_", "-"))
         raise UsageError(
-            where + found["msg"].removeprefix("Value error, "),
+            (f"{option}: " if field else "") + found["msg"].removeprefix("Value error, "),
             hint="--analyst rules, or --analyst llm --llm PROVIDER/NAME",
         ) from None
 
@@ -96,7 +97,8 @@ def _print(proposal: Proposal, choice: AnalystChoice, screen: Screen) -> None:
         target = modification.target
         where = " ".join([*(target.tensors or ()), *(target.roles or ())])
         where += f" layers {target.layers}" if target.layers else ""
-        screen.show(f"\n{modification.id}  {describe(modification.operation.model_dump())}")
+        screen.show()
+        screen.show(f"{modification.id}  {describe(modification.operation.model_dump())}")
         screen.show(f"     on {where}")
-        screen.show(f"     {modification.reasoning}")
-        screen.show(f"     confidence {modification.confidence:g}; expects: {modification.expected_impact}")
+        screen.prose(modification.reasoning, indent=5)
+        screen.prose(f"confidence {modification.confidence:g}; expects: {modification.expected_impact}", indent=5)

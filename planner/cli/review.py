@@ -6,15 +6,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import click
 import typer
 
 from planner.cli.check import PlanArgument, describe
-from planner.cli.given import ModelOption
+from planner.cli.given import ModelOption, at_most
 from planner.errors import AnswerNeeded, StalePlan, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from planner.cli.console import Screen
     from planner.effects import CheckReport
@@ -31,8 +30,8 @@ def command(
     reject: Annotated[
         list[str] | None, typer.Option(metavar="ID|all", help="Reject these; repeat, or use commas.")
     ] = None,
-    why: Annotated[str, typer.Option(help="Why; kept with the decision.")] = "",
-    reviewer: Annotated[str | None, typer.Option(help="Who decides; default: you.")] = None,
+    why: Annotated[str, typer.Option(callback=at_most(2048), help="Why; kept with the decision.")] = "",
+    reviewer: Annotated[str | None, typer.Option(callback=at_most(200), help="Who decides; default: you.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="PLAN", help="Write here instead of over the plan.")] = None,
 ) -> None:
     """Record decisions on a plan; without flags, ask about one modification at a time."""
@@ -55,11 +54,13 @@ def command(
     approved, rejected = _decisions(read, approve, reject, more or [])
     if not approved and not rejected:
         report = check(read, checkpoint, profile, Policy())
-        read = _asked(read, report, name, screen)
+        for decided in _asked(read, report, name, screen):
+            read = decided
+            fsio.replace_file(out or plan, write_plan(read))  # each decision, so that Ctrl-C loses none
     else:
         read = decide(read, approved, "approved", reviewer=name, comment=why)
         read = decide(read, rejected, "rejected", reviewer=name, comment=why)
-    fsio.replace_file(out or plan, write_plan(read))
+        fsio.replace_file(out or plan, write_plan(read))
     for modification in read.modifications:
         decision = read.review.get(modification.id)
         said = f"{decision.decision} by {decision.reviewer}" if decision else "undecided"
@@ -88,7 +89,8 @@ def _ids(plan: Plan, given: list[str] | None, more: Sequence[str]) -> list[str]:
     return [modification.id for modification in plan.modifications] if ids == ["all"] else ids
 
 
-def _asked(plan: Plan, report: CheckReport, reviewer: str, screen: Screen) -> Plan:
+def _asked(plan: Plan, report: CheckReport, reviewer: str, screen: Screen) -> Iterator[Plan]:
+    """Ask about each undecided modification; gives the plan after each decision."""
     from planner.plan import decide, undecided
 
     waiting = undecided(plan)
@@ -99,27 +101,25 @@ def _asked(plan: Plan, report: CheckReport, reviewer: str, screen: Screen) -> Pl
         )
     for modification in waiting:
         _present(modification, report, screen)
-        answer = typer.prompt(
-            "approve, reject, skip or quit? [a/r/s/q]",
-            type=click.Choice(["a", "r", "s", "q"]),
-            err=True,
-            show_choices=False,
-        )
+        answer = ""
+        while answer not in {"a", "r", "s", "q"}:
+            answer = typer.prompt("approve, reject, skip or quit? [a/r/s/q]", err=True)
         if answer == "q":
             break
         if answer != "s":
             decision: Literal["approved", "rejected"] = "approved" if answer == "a" else "rejected"
-            comment = typer.prompt("why (may be empty)", default="", show_default=False, err=True)
+            comment = typer.prompt("why (may be empty)", default="", show_default=False, err=True)[:2048]
             plan = decide(plan, [modification.id], decision, reviewer=reviewer, comment=comment)
-    return plan
+            yield plan
 
 
 def _present(modification: Modification, report: CheckReport, screen: Screen) -> None:
-    screen.show(f"\n{modification.id}  {describe(modification.operation.model_dump())}")
-    screen.show(f"  says the analyst (confidence {modification.confidence:g}): {modification.reasoning}")
-    screen.show(f"  expects: {modification.expected_impact}")
+    screen.show()
+    screen.show(f"{modification.id}  {describe(modification.operation.model_dump())}")
+    screen.prose(f"says the analyst (confidence {modification.confidence:g}): {modification.reasoning}", indent=2)
+    screen.prose(f"expects: {modification.expected_impact}", indent=2)
     for cited in modification.evidence:
-        screen.show(f"  cites: {cited.fact} = {cited.value} of {cited.tensor}")
+        screen.show(f"  cites: {cited.fact} = {_shown(cited.value)} of {cited.tensor}")
     for checked in report.modifications:
         for tensor in checked.tensors if checked.id == modification.id else ():
             change = "-" if tensor.relative_change is None else f"{tensor.relative_change:.3g}"
@@ -129,3 +129,7 @@ def _present(modification: Modification, report: CheckReport, screen: Screen) ->
     for problem in report.problems:
         if problem.modification == modification.id:
             screen.show(f"  problem: {problem}")
+
+
+def _shown(number: float | None) -> str:
+    return "null" if number is None else f"{number:.6g}"

@@ -42,11 +42,6 @@ def check(
             problems.append(_problem(modification, "unknown-target", str(error), error.hint))
             continue
         names = targets[modification.id]
-        if not names:
-            problems.append(
-                _problem(modification, "unknown-target", "no tensor is in all parts of the target", "relax one of them")
-            )
-            continue
         problems += _tensor_problems(modification, names, checkpoint, policy)
         tensors = tuple(
             _checked(name, _previewed(checkpoint, name, [modification.operation], progress))

@@ -137,7 +137,8 @@ class _Sums:
 
     def add(self, old: Patterns, new: Patterns) -> None:
         self.changed += int(np.count_nonzero(old != new))
-        x, y = self.dtype.decode(old).astype(np.float64), self.dtype.decode(new).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            x, y = self.dtype.decode(old).astype(np.float64), self.dtype.decode(new).astype(np.float64)
         finite = np.isfinite(x) & np.isfinite(y)
         x, y = x[finite], y[finite]
         if not x.size:

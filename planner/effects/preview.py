@@ -60,6 +60,10 @@ class _Sums:
     count: int = 0
     total: list[float] = field(default_factory=list)
     square: list[float] = field(default_factory=list)
+    pivot: float | None = None
+    """Some element. Deviations are summed around it: a norm weight is 1 ± little, and 1² - 1² would lose the little."""
+    deviation: list[float] = field(default_factory=list)
+    square_deviation: list[float] = field(default_factory=list)
     low: float = math.inf
     high: float = -math.inf
     nonfinite: int = 0
@@ -72,19 +76,26 @@ class _Sums:
         if not values.size:
             return
         self.count += values.size if weights is None else int(weights.sum())
-        self.total.append(_weighted(values, weights))
-        self.square.append(_weighted(values * values, weights))
+        self.total.append(_weighted(values, None, weights))
+        self.square.append(_weighted(values, values, weights))
+        self.pivot = float(values[0]) if self.pivot is None else self.pivot
+        with np.errstate(over="ignore"):
+            deviation = values - self.pivot
+        self.deviation.append(_weighted(deviation, None, weights))
+        self.square_deviation.append(_weighted(deviation, deviation, weights))
         self.low = min(self.low, float(values.min()))
         self.high = max(self.high, float(values.max()))
 
     def moments(self) -> Moments:
         if not self.count:
             return Moments(nonfinite=self.nonfinite)
-        mean = math.fsum(self.total) / self.count
-        mean_square = math.fsum(self.square) / self.count
+        mean = _sum(self.total) / self.count
+        mean_square = _sum(self.square) / self.count
+        drift = _sum(self.deviation) / self.count
+        variance = _sum(self.square_deviation) / self.count - drift * drift
         return Moments(
             mean=_plain(mean),
-            std=_plain(math.sqrt(max(mean_square - mean * mean, 0.0))),
+            std=_plain(math.sqrt(max(variance, 0.0))),
             rms=_plain(math.sqrt(mean_square)),
             min=self.low + 0.0,
             max=self.high + 0.0,
@@ -106,7 +117,8 @@ class _Comparison:
     distance: list[float] = field(default_factory=list)
 
     def add(self, old: Patterns, new: Patterns, dtype: FloatDtype, weights: Weights) -> None:
-        before, after = dtype.decode(old).astype(np.float64), dtype.decode(new).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            before, after = dtype.decode(old).astype(np.float64), dtype.decode(new).astype(np.float64)
         self.before.add(before, weights)
         self.after.add(after, weights)
         self.changed += _count(old != new, weights)
@@ -114,12 +126,14 @@ class _Comparison:
         both = np.isfinite(before) & np.isfinite(after)
         weights = None if weights is None else weights[both]
         before, after = before[both], after[both]
-        self.product.append(_weighted(before * after, weights))
-        self.square.append(_weighted(before * before, weights))
-        self.distance.append(_weighted((after - before) ** 2, weights))
+        with np.errstate(over="ignore"):
+            change = after - before
+        self.product.append(_weighted(before, after, weights))
+        self.square.append(_weighted(before, before, weights))
+        self.distance.append(_weighted(change, change, weights))
 
     def result(self, elements: int) -> Preview:
-        square, product, distance = (math.fsum(parts) for parts in (self.square, self.product, self.distance))
+        square, product, distance = (_sum(parts) for parts in (self.square, self.product, self.distance))
         return Preview(
             elements=elements,
             changed_elements=self.changed,
@@ -136,9 +150,19 @@ def _count(mask: NDArray[np.bool_], weights: Weights) -> int:
     return int(np.count_nonzero(mask) if weights is None else weights[mask].sum())
 
 
-def _weighted(values: NDArray[np.float64], weights: Weights) -> float:
+def _weighted(values: NDArray[np.float64], others: NDArray[np.float64] | None, weights: Weights) -> float:
+    """Σ values, or Σ values · others, each element counted `weights` times."""
     with np.errstate(over="ignore", invalid="ignore"):  # squares of huge float64 weights; reported as null
-        return float(values.sum() if weights is None else values @ weights)
+        products = values if others is None else values * others
+        return float(products.sum() if weights is None else products @ weights)
+
+
+def _sum(parts: list[float]) -> float:
+    """Their exact sum, rounded once; infinity or NaN where it has left float64."""
+    try:
+        return math.fsum(parts)
+    except (OverflowError, ValueError):
+        return sum(parts)
 
 
 def _plain(value: float) -> float | None:

@@ -36,7 +36,12 @@ class Clamp(Operation):
         return self
 
     def apply(self, values: Values) -> Values:
-        """min(max(w, minimum), maximum); infinities are clamped, NaN stays NaN."""
-        lower = None if self.minimum is None else values.dtype.type(self.minimum)
-        upper = None if self.maximum is None else values.dtype.type(self.maximum)
-        return np.clip(values, lower, upper)
+        """min(max(w, minimum), maximum); infinities are clamped, NaN stays NaN, and -0 is within a bound of 0."""
+        # numpy.clip would turn -0 into +0 at a bound of 0: a stored bit changed where no value did.
+        if self.minimum is not None:
+            lower = values.dtype.type(self.minimum)
+            values = np.where(values < lower, lower, values)
+        if self.maximum is not None:
+            upper = values.dtype.type(self.maximum)
+            values = np.where(values > upper, upper, values)
+        return values

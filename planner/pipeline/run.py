@@ -6,6 +6,7 @@ was stopped goes on where it was. The model itself is only read; the candidate i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -211,7 +212,9 @@ class _Run:
 
 def _reviewed(plan: Plan, report: CheckReport, rule: ReviewRule) -> Plan:
     changes = {
-        checked.id: max((tensor.relative_change or 0.0 for tensor in checked.tensors), default=0.0)
+        checked.id: max(
+            (math.inf if t.relative_change is None else t.relative_change for t in checked.tensors), default=0
+        )
         for checked in report.modifications
     }
     for modification in plan.modifications:

@@ -16,7 +16,7 @@ from planner.plan.types import PLAN_SCHEMA, Plan
 
 __all__ = ["problems_of", "read_plan", "write_plan"]
 
-_SCHEMA = re.compile(r"planner/plan@(\d+)")
+_SCHEMA = re.compile(r"planner/plan@([0-9]{1,9})")
 _LARGEST = 16 * 2**20
 
 

@@ -6,8 +6,11 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Literal
 
+from pydantic import ValidationError
+
 from planner.checkpoint import digest_bytes
 from planner.errors import PlanNotApproved, UsageError
+from planner.plan.problems import field_path
 from planner.plan.types import Decision, Modification, Plan
 
 __all__ = ["approved", "decide", "modification_digest", "undecided"]
@@ -21,7 +24,10 @@ def modification_digest(modification: Modification) -> str:
 def decide(
     plan: Plan, ids: Iterable[str], decision: Literal["approved", "rejected"], *, reviewer: str, comment: str = ""
 ) -> Plan:
-    """The plan with a decision on each of `ids`. Raises `UsageError` for an id that the plan does not hold."""
+    """The plan with a decision on each of `ids`.
+
+    Raises `UsageError` for an id that the plan does not hold, and for a name or comment that does not fit.
+    """
     by_id = {modification.id: modification for modification in plan.modifications}
     review = dict(plan.review)
     for name in ids:
@@ -29,13 +35,17 @@ def decide(
             raise UsageError(
                 f"the plan holds no modification {name!r}", hint="it holds " + (", ".join(by_id) or "none at all")
             )
-        review[name] = Decision(
-            decision=decision,
-            reviewer=reviewer,
-            at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            comment=comment,
-            digest=modification_digest(by_id[name]),
-        )
+        try:
+            review[name] = Decision(
+                decision=decision,
+                reviewer=reviewer,
+                at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                comment=comment,
+                digest=modification_digest(by_id[name]),
+            )
+        except ValidationError as error:
+            wrong = "; ".join(f"{field_path(item['loc'])}: {item['msg']}" for item in error.errors())
+            raise UsageError(f"the decision on {name} cannot be kept: {wrong}", hint="say it in fewer words") from None
     return plan.model_copy(update={"review": {m.id: review[m.id] for m in plan.modifications if m.id in review}})
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from itertools import product
 from typing import Literal, Self
 
 from pydantic import field_validator, model_validator
@@ -18,6 +20,7 @@ __all__ = ["Elements", "Target", "TargetUnmatched", "resolve"]
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _PART = re.compile(r"(\d+)(?:-(\d+))?")
 _MOST_NAMES = 100_000
+_LONGEST_PATTERN = 1024
 
 
 class TargetUnmatched(ValueError):
@@ -57,9 +60,13 @@ class Target(Record):
     @field_validator("tensors")
     @classmethod
     def _braces_can_be_read(cls, tensors: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        count = 0
         for pattern in tensors or ():
-            for _ in _expanded(pattern):
-                pass
+            if len(pattern) > _LONGEST_PATTERN:
+                raise ValueError(f"a pattern of {len(pattern):,} characters; at most {_LONGEST_PATTERN:,} are read")
+            count += math.prod(map(len, _choices(pattern)[1]))
+            if count > _MOST_NAMES:
+                raise ValueError(f"the patterns stand for more than {_MOST_NAMES:,} names")
         return tensors
 
     @model_validator(mode="after")
@@ -131,18 +138,19 @@ def _numbers(text: str) -> list[int]:
     return numbers
 
 
+def _choices(pattern: str) -> tuple[list[str], list[list[int]]]:
+    """The texts around the braces of a pattern, and the numbers in each of the braces. Raises ValueError."""
+    parts = _BRACES.split(pattern)
+    choices: list[list[int]] = []
+    for numbers in parts[1::2]:
+        choices.append(_numbers(numbers))
+        if math.prod(map(len, choices)) > _MOST_NAMES:
+            raise ValueError(f"{pattern!r} stands for more than {_MOST_NAMES:,} names")
+    return parts[::2], choices
+
+
 def _expanded(pattern: str) -> Iterator[str]:
     """Every name or glob that a pattern with braces stands for. Raises ValueError."""
-    rest = [pattern]
-    count = 0
-    while rest:
-        current = rest.pop()
-        braces = _BRACES.search(current)
-        if braces is None:
-            count += 1
-            if count > _MOST_NAMES:
-                raise ValueError(f"{pattern!r} stands for more than {_MOST_NAMES:,} names")
-            yield current
-        else:
-            head, tail = current[: braces.start()], current[braces.end() :]
-            rest.extend(f"{head}{number}{tail}" for number in reversed(_numbers(braces[1])))
+    texts, choices = _choices(pattern)
+    for numbers in product(*choices):
+        yield texts[0] + "".join(f"{number}{text}" for number, text in zip(numbers, texts[1:], strict=True))

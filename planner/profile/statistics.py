@@ -140,9 +140,8 @@ def _finished(
 ) -> Statistics:
     low, high = extremes
     largest = max(-low, high)
-    # A power of two is exact to divide by, and with |x| <= 1 no fourth power can overflow.
-    unit = 2.0 ** math.frexp(largest)[1] if largest > 0 else 1.0
-    unit = unit if math.isfinite(unit) else 2.0**1023
+    # A power of two is exact to divide by, and with |x| <= 2 no fourth power can overflow.
+    unit = 2.0 ** min(math.frexp(largest)[1], 1023) if largest > 0 else 1.0
     zeros, first, square = 0, [], []
     for part in parts():
         scaled = part.values / unit
@@ -159,7 +158,12 @@ def _finished(
             moments.append(part.total(term))
             term = term * deviation
     drift, m2, m3, m4 = (math.fsum(moments) / n for moments in powers)
-    mean += drift  # what rounding left of Σ(x - mean): the mean to the last digit
+    # What rounding left of Σ(x - mean) gives the mean to the last digit, and moves the moments to it: where elements
+    # agree in all but their last bits, that rounding is as large as the deviations themselves.
+    mean += drift
+    m4 += drift * (drift * (6 * m2 - 3 * drift * drift) - 4 * m3)
+    m3 += drift * (2 * drift * drift - 3 * m2)
+    m2 = max(m2 - drift * drift, 0.0)
     if low == high:  # n equal numbers do not deviate, whatever rounding says
         mean, m2, m3, m4 = low / unit, 0.0, 0.0, 0.0
     std = math.sqrt(m2)

@@ -11,9 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from planner import fsio
+from planner import __version__, fsio
 from planner.checkpoint import Checkpoint, digest_bytes
 from planner.errors import StorageError
 from planner.profile.profiler import profile_checkpoint
@@ -28,7 +26,7 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
     """PLANNER_CACHE, or `planner` in the user's cache folder."""
     if own := environment.get("PLANNER_CACHE"):
         return Path(own).expanduser()
-    return Path(environment.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "planner"
+    return Path(environment.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "planner"
 
 
 def profile_of(
@@ -65,7 +63,7 @@ def _signature(checkpoint: Checkpoint) -> str:
         if path.exists():
             found = path.stat()
             lines.append(f"{path.name} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}")
-    return digest_bytes("\n".join(lines).encode()).removeprefix("blake3:")
+    return digest_bytes(os.fsencode("\n".join(lines))).removeprefix("blake3:")
 
 
 def _newest_ns(checkpoint: Checkpoint) -> int:
@@ -76,9 +74,11 @@ def _kept(folder: Path, signature: str) -> Profile | None:
     try:
         fingerprint = (folder / "seen" / signature).read_text(encoding="ascii")
         text = (folder / "profiles" / f"{fingerprint}.json").read_text(encoding="utf-8")
-        return Profile.model_validate_json(text)
-    except (OSError, UnicodeDecodeError, ValidationError):
-        return None  # not there, or written by another version
+        profile = Profile.model_validate_json(text)
+    except (OSError, ValueError):  # among them ValidationError, and the zeros that a power cut leaves for a name
+        return None
+    ours = profile.fingerprint == f"blake3:{fingerprint}" and profile.planner_version == __version__
+    return profile if ours else None  # another version may have computed something else
 
 
 def _keep(folder: Path, signature: str, profile: Profile) -> None:

@@ -13,14 +13,30 @@ from planner import __version__, fsio
 from planner.checkpoint import Checkpoint, digest_bytes, open_checkpoint
 from planner.dtypes import float_dtype
 from planner.effects import CheckReport, check, operations_by_tensor
-from planner.errors import OutputExists, PlanRefused, StalePlan, StorageError, VoidModification
+from planner.errors import (
+    LedgerDamaged,
+    OutputExists,
+    PlanRefused,
+    StalePlan,
+    StorageError,
+    UsageError,
+    VoidModification,
+)
 from planner.operations import Operation, fold
 from planner.plan import Modification, Plan, Policy, approved, write_plan
 from planner.profile import profile_of
 from planner.transaction.history import copy_patch
-from planner.transaction.ledger import PLAN, RECEIPT, encode_ledger, ledger_path, patch_folder, read_ledger
+from planner.transaction.ledger import (
+    PLAN,
+    RECEIPT,
+    encode_ledger,
+    ledger_path,
+    patch_folder,
+    read_ledger,
+    write_record,
+)
 from planner.transaction.progress import Progress, Steps
-from planner.transaction.stage import exclusive, publish, refuse_unsafe, stage_files, staged, swap_in
+from planner.transaction.stage import exclusive, proven, publish, refuse_unsafe, stage_files, staged, swap_in
 from planner.transaction.state import measure
 from planner.transaction.types import Event, Ledger, Parent, Receipt, ReceiptTensor, State
 from planner.transaction.undo import write_undo
@@ -46,22 +62,28 @@ def apply_plan(
     folders. Until that one step nothing has changed anywhere; afterwards everything has.
 
     Raises `PlanNotApproved`, `StalePlan`, `PlanRefused`, `VoidModification`, `OutputExists`, `UnsafeInPlace`,
-    `Locked`, a `StorageError` or a `CheckpointError`.
+    `Locked`, `LedgerDamaged`, another `StorageError` or a `CheckpointError`.
     """
     modifications = approved(plan)
     if out is None:
         refuse_unsafe(model)
     final = model if out is None else out
-    _refuse_existing(out)
+    _refuse_unusable(out, model)
     with exclusive(final):
-        _refuse_existing(out)
+        _refuse_unusable(out, model)
         checkpoint = open_checkpoint(model)
+        ledger = None if out else read_ledger(model)
         told = Steps(progress, checkpoint.nbytes)
         before = measure(checkpoint, progress=told.step("hashing"))
         if before.fingerprint != plan.checkpoint.fingerprint:
             raise StalePlan(
                 f"{model} is {before.fingerprint[:19]}; the plan was made for {plan.checkpoint.fingerprint[:19]}",
                 hint="propose a plan for the checkpoint as it is now: `planner propose`",
+            )
+        if ledger and ledger.current.fingerprint != before.fingerprint:
+            raise LedgerDamaged(
+                f"{model} is not what its ledger says, so its earlier patches could not be taken back afterwards",
+                hint="`planner verify MODEL` names what differs; --out DIR begins a new history",
             )
         chosen = plan.model_copy(update={"modifications": modifications, "review": {}})
         report = _accepted(chosen, checkpoint, before, policy, allow_void=allow_void)
@@ -75,9 +97,9 @@ def apply_plan(
                 share=out is None,
                 progress=told.step("writing"),
             )
-            after = measure(open_checkpoint(stage), progress=told.step("verifying"))
-            _prove(before, after, changes)
-            receipt = _record(plan, modifications, checkpoint, stage, before, after, changes, by=by, out=out)
+            digests = {change.name: change.digest for change in changes}
+            after = proven(checkpoint, stage, before, digests, progress=told.step("verifying"))
+            receipt = _record(plan, modifications, checkpoint, stage, ledger, before, after, changes, by=by, out=out)
             (swap_in if out is None else publish)(stage, final)
     return receipt
 
@@ -114,9 +136,11 @@ class _Change:
         self.digest = "blake3:" + hasher.hexdigest()
 
 
-def _refuse_existing(out: Path | None) -> None:
+def _refuse_unusable(out: Path | None, model: Path) -> None:
     if out is None:
         return
+    if model.resolve() in out.resolve().parents:
+        raise UsageError(f"{out} lies inside the model", hint="choose a folder outside of it with --out")
     with fsio.storage_errors(out):
         if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
             raise OutputExists(f"{out} exists and is not empty", hint="choose a new folder with --out, or remove it")
@@ -158,24 +182,12 @@ def _bytes_needed(checkpoint: Checkpoint, before: State, changes: Sequence[_Chan
     return int((copied + undo) * _HEADROOM) + 2**20
 
 
-def _prove(before: State, after: State, changes: Sequence[_Change]) -> None:
-    """What came back from the disk is what was meant: the planned change, and nothing else."""
-    expected = before.tensors | {change.name: change.digest for change in changes}
-    wrong = [name for name in expected if after.tensors.get(name) != expected[name]]
-    rewritten = {name for name, state in after.files.items() if before.files.get(name) != state}
-    wrong += sorted(name for name in rewritten if not name.endswith(".safetensors"))
-    if wrong or after.files.keys() != before.files.keys():
-        raise StorageError(
-            f"what came back from the disk is not what was written: {', '.join(wrong[:5]) or 'files are missing'}",
-            hint="nothing was changed; check the disk, and that nobody else writes to the checkpoint",
-        )
-
-
 def _record(
     plan: Plan,
     modifications: Sequence[Modification],
     checkpoint: Checkpoint,
     stage: Path,
+    ledger: Ledger | None,
     before: State,
     after: State,
     changes: Sequence[_Change],
@@ -184,7 +196,6 @@ def _record(
     out: Path | None,
 ) -> Receipt:
     """Write undo data, plan, receipt and ledger into the stage."""
-    ledger = None if out else read_ledger(checkpoint.path)
     for event in ledger.events if ledger else ():
         if event.kind == "applied":
             copy_patch(checkpoint.path, stage, event.patch)
@@ -192,7 +203,7 @@ def _record(
     folder = patch_folder(stage, number)
     fsio.ensure_folder(folder)
     content = write_plan(plan)
-    undo_bytes = write_undo(folder, checkpoint, [change.name for change in changes], before.tensors) if changes else 0
+    undo_bytes = write_undo(folder, checkpoint, [change.name for change in changes], before.tensors)
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     receipt = Receipt(
         patch=number,
@@ -222,8 +233,8 @@ def _record(
         ),
         undo_bytes=undo_bytes,
     )
-    fsio.create_file(folder / PLAN, [content])
-    fsio.create_file(folder / RECEIPT, [receipt.model_dump_json(indent=2).encode() + b"\n"])
+    write_record(folder / PLAN, content)
+    write_record(folder / RECEIPT, receipt.model_dump_json(indent=2).encode() + b"\n")
     event = Event(
         kind="applied",
         patch=number,
@@ -247,5 +258,5 @@ def _record(
             "events": (*base.events, event),
         }
     )
-    fsio.create_file(ledger_path(stage), [encode_ledger(updated)])
+    write_record(ledger_path(stage), encode_ledger(updated))
     return receipt

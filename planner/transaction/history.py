@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from planner import fsio
+from planner.checkpoint import digest_file
+from planner.errors import StorageError
 from planner.transaction.ledger import UNDO, patch_folder
 
 __all__ = ["copy_patch"]
@@ -17,3 +19,10 @@ def copy_patch(folder: Path, stage: Path, number: int, *, undone: bool = False) 
     for path in sorted(patch_folder(folder, number).iterdir()):
         if not (undone and path.name == UNDO):
             fsio.link_or_copy_file(path, target / path.name)
+            with fsio.storage_errors(path):
+                same = path.samefile(target / path.name) or digest_file(path) == digest_file(target / path.name)
+            if not same:
+                raise StorageError(
+                    f"what came back from the disk is not what was written: {path.name} of patch {number}",
+                    hint="nothing was changed; check the disk",
+                )

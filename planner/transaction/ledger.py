@@ -14,11 +14,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from planner.errors import LedgerDamaged
+from planner import fsio
+from planner.errors import LedgerDamaged, StorageError
 from planner.transaction.state import LEDGER_FOLDER
 from planner.transaction.types import Ledger
 
-__all__ = ["PLAN", "RECEIPT", "UNDO", "encode_ledger", "ledger_path", "patch_folder", "read_ledger"]
+__all__ = ["PLAN", "RECEIPT", "UNDO", "encode_ledger", "ledger_path", "patch_folder", "read_ledger", "write_record"]
 
 PLAN = "plan.json"
 RECEIPT = "receipt.json"
@@ -47,6 +48,18 @@ def read_ledger(folder: Path) -> Ledger | None:
             f"{path} cannot be read: {str(error).splitlines()[0]}",
             hint="restore it from a backup; without it a patch cannot be taken back",
         ) from None
+
+
+def write_record(path: Path, content: bytes) -> None:
+    """Write one file of the ledger and read it back. Raises `StorageError` if that is not what was written."""
+    fsio.create_file(path, [content])
+    with fsio.storage_errors(path):
+        kept = path.read_bytes()
+    if kept != content:
+        raise StorageError(
+            f"what came back from the disk is not what was written: {path.name}",
+            hint="nothing was changed; check the disk",
+        )
 
 
 def encode_ledger(ledger: Ledger) -> bytes:

@@ -9,9 +9,9 @@ from planner import fsio
 from planner.checkpoint import open_checkpoint
 from planner.errors import LedgerDamaged, NothingToRevert, StorageError
 from planner.transaction.history import copy_patch
-from planner.transaction.ledger import encode_ledger, ledger_path, patch_folder, read_ledger
+from planner.transaction.ledger import encode_ledger, ledger_path, patch_folder, read_ledger, write_record
 from planner.transaction.progress import Progress, Steps
-from planner.transaction.stage import Content, exclusive, refuse_unsafe, stage_files, staged, swap_in
+from planner.transaction.stage import Content, exclusive, proven, refuse_unsafe, stage_files, staged, swap_in
 from planner.transaction.state import measure
 from planner.transaction.types import Event, Ledger, State
 from planner.transaction.undo import undo_contents
@@ -34,16 +34,21 @@ def revert(model: Path, *, to: int | None = None, by: str, progress: Progress | 
         before = measure(checkpoint, progress=told.step("hashing"))
         _refuse_damaged(model, ledger, before)
         contents = _oldest_contents(model, ledger.in_force[keep:])
+        if unknown := [name for name in contents if name not in checkpoint.tensors]:
+            raise LedgerDamaged(
+                f"the undo data is of tensors that are not here: {', '.join(unknown[:5])}",
+                hint="restore the ledger from a backup",
+            )
         rewritten = {checkpoint.tensors[name].shard for name in contents}
         fsio.require_space(model.parent, sum(before.files[name].size for name in rewritten) + 2**20)
         with staged(model, like=model) as stage:
             stage_files(checkpoint, stage, contents, share=True, progress=told.step("writing"))
-            after = measure(open_checkpoint(stage), progress=told.step("verifying"))
+            after = proven(checkpoint, stage, before, dict.fromkeys(contents), progress=told.step("verifying"))
             updated = _updated(ledger, keep, after, by)
             for event in ledger.events:
                 if event.kind == "applied":
                     copy_patch(model, stage, event.patch, undone=event.patch not in updated.in_force)
-            fsio.create_file(ledger_path(stage), [encode_ledger(updated)])
+            write_record(ledger_path(stage), encode_ledger(updated))
             swap_in(stage, model)
     return updated
 

@@ -9,15 +9,26 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from planner import fsio
-from planner.checkpoint import Checkpoint, in_hub_cache
-from planner.errors import UnsafeInPlace
-from planner.transaction.state import files_of
+from planner.checkpoint import Checkpoint, in_hub_cache, open_checkpoint
+from planner.errors import CheckpointError, ReadOnly, StorageError, UnsafeInPlace
+from planner.transaction.state import files_of, folders_of, measure
+from planner.transaction.types import State
 
-__all__ = ["Content", "exclusive", "leftovers", "publish", "refuse_unsafe", "stage_files", "staged", "swap_in"]
+__all__ = [
+    "Content",
+    "exclusive",
+    "leftovers",
+    "proven",
+    "publish",
+    "refuse_unsafe",
+    "stage_files",
+    "staged",
+    "swap_in",
+]
 
 Content = Callable[[], Iterator[bytes]]
 """Gives the new bytes of one tensor, chunk by chunk."""
@@ -41,13 +52,22 @@ def leftovers(final: Path) -> list[Path]:
 
 @contextmanager
 def staged(final: Path, *, like: Path) -> Iterator[Path]:
-    """An empty stage for `final`, with the mode of the folder `like`; removed if it is still there at the end."""
+    """An empty stage for `final`, with the mode of the folder `like`; removed if it is still there at the end.
+
+    If the removal fails, the next command on `final` does it: that must neither hide why the transaction failed nor
+    make a committed one look failed.
+    """
     stage = final.parent / f".{final.name}.planner-stage-{secrets.token_hex(4)}"
     try:
         fsio.make_folder(stage, like=like)
         yield stage
     finally:
-        fsio.remove_tree(stage)
+        with suppress(StorageError):
+            try:
+                fsio.remove_tree(stage)
+            except KeyboardInterrupt:
+                fsio.remove_tree(stage)
+                raise
 
 
 def stage_files(
@@ -64,12 +84,9 @@ def stage_files(
     name goes away). Headers are copied as bytes, so order, metadata and padding stay. `progress` is told bytes.
     """
     changed = {checkpoint.tensors[name].shard for name in contents}
-    made = {Path()}
+    for name in folders_of(checkpoint.path):
+        fsio.make_folder(stage / name, like=checkpoint.path / name)
     for name in files_of(checkpoint.path):
-        for parent in reversed(Path(name).parents):
-            if parent not in made:
-                made.add(parent)
-                fsio.make_folder(stage / parent, like=checkpoint.path / parent)
         source, target = checkpoint.path / name, stage / name
         if name in changed:
             fsio.create_file(target, _shard_bytes(checkpoint, name, contents, progress), like=source)
@@ -77,6 +94,47 @@ def stage_files(
             (fsio.link_or_copy_file if share else fsio.copy_file)(source, target)
             if progress:
                 progress(target.stat().st_size)
+
+
+def proven(
+    checkpoint: Checkpoint,
+    stage: Path,
+    before: State,
+    changed: Mapping[str, str | None],
+    *,
+    progress: Progress | None = None,
+) -> State:
+    """The state of the filled stage, read back from the disk: what was meant to change, and nothing else.
+
+    `changed` maps each rewritten tensor to the digest it must have now, or to None where the caller compares. Raises
+    `StorageError`.
+    """
+    try:
+        after = measure(open_checkpoint(stage), progress=progress)
+    except CheckpointError as error:
+        raise _not_as_written(error.message) from None
+    wanted = before.tensors | {name: digest or after.tensors.get(name, "") for name, digest in changed.items()}
+    wrong = [name for name in wanted if after.tensors.get(name) != wanted[name]]
+    rewritten = {checkpoint.tensors[name].shard for name in changed}
+    for name in sorted(before.files.keys() | after.files.keys()):
+        old, new = before.files.get(name), after.files.get(name)
+        if name in rewritten and old and new:
+            same = (old.size, old.mode) == (new.size, new.mode)
+            same = same and _header_bytes(checkpoint, checkpoint.path, name) == _header_bytes(checkpoint, stage, name)
+        else:
+            same = old == new
+        if not same:
+            wrong.append(name)
+    if wrong:
+        raise _not_as_written(", ".join(wrong[:5]))
+    return after
+
+
+def _not_as_written(what: str) -> StorageError:
+    return StorageError(
+        f"what came back from the disk is not what was written: {what}",
+        hint="nothing was changed; check the disk, and that nobody else writes to the checkpoint",
+    )
 
 
 def swap_in(stage: Path, final: Path) -> None:
@@ -92,12 +150,23 @@ def publish(stage: Path, final: Path) -> None:
 
 
 def refuse_unsafe(path: Path) -> None:
-    """Raise `UnsafeInPlace` for a folder whose files are links into a place that others read."""
+    """Raise `UnsafeInPlace` for a folder whose files are links into a place that others read.
+
+    Raises `ReadOnly` for a folder that the user may not write into: the switch of names would get around that.
+    """
+    if path.is_symlink():
+        raise UnsafeInPlace(
+            f"{path} is a symbolic link to a checkpoint",
+            hint=f"name the folder itself, {path.resolve()}, or write a copy with --out DIR",
+        )
     if in_hub_cache(path):
         raise UnsafeInPlace(
             f"{path} is a snapshot in a hub cache, whose files are shared",
             hint="write a copy: --out DIR instead of --in-place",
         )
+    for folder in (path, *(path / name for name in folders_of(path))):
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ReadOnly(f"{folder} may not be written", hint="write a copy: --out DIR instead of --in-place")
     for name in files_of(path):
         if (path / name).is_symlink():
             raise UnsafeInPlace(
@@ -114,15 +183,21 @@ def _fsync_folders(stage: Path) -> None:
 def _shard_bytes(
     checkpoint: Checkpoint, name: str, contents: Mapping[str, Content], progress: Progress | None
 ) -> Iterator[bytes]:
+    yield _header_bytes(checkpoint, checkpoint.path, name)
     header = next(shard.header for shard in checkpoint.shards if shard.name == name)
-    with (checkpoint.path / name).open("rb") as file:
-        yield file.read(header.data_begin)
     for entry in header.entries:
         content = contents.get(entry.name)
         for chunk in content() if content else checkpoint.chunks(checkpoint.tensors[entry.name]):
             yield chunk
             if progress:
                 progress(len(chunk))
+
+
+def _header_bytes(checkpoint: Checkpoint, folder: Path, name: str) -> bytes:
+    """The first bytes of the shard `name` as it is in `folder`: as many as its header has in `checkpoint`."""
+    header = next(shard.header for shard in checkpoint.shards if shard.name == name)
+    with (folder / name).open("rb") as file:
+        return file.read(header.data_begin)
 
 
 def _literal(name: str) -> str:

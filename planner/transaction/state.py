@@ -14,7 +14,7 @@ from planner.checkpoint import Checkpoint, digest_file, fingerprint_of
 from planner.errors import StorageError
 from planner.transaction.types import FileState, State
 
-__all__ = ["LEDGER_FOLDER", "files_of", "measure", "size_of"]
+__all__ = ["LEDGER_FOLDER", "files_of", "folders_of", "measure"]
 
 LEDGER_FOLDER = ".planner"
 
@@ -24,14 +24,12 @@ Progress = Callable[[int], None]
 def files_of(folder: Path) -> Iterator[str]:
     """Every file below `folder`, as a path inside it, sorted; without the ledger.
 
-    Raises `StorageError` for anything that is neither file nor folder (a FIFO would make a reader wait for ever).
+    Raises `StorageError` for anything that is neither file nor folder (a FIFO would make a reader wait for ever), and
+    for a link to a folder, which would be lost in a copy or lead in circles.
     """
-    for root, folders, files in os.walk(folder, onerror=_raise):
-        if Path(root) == folder and LEDGER_FOLDER in folders:
-            folders.remove(LEDGER_FOLDER)
-        folders.sort()
-        for name in sorted(files):
-            path = Path(root) / name
+    for root, _, files in _walked(folder):
+        for name in files:
+            path = root / name
             with fsio.storage_errors(path):
                 regular = stat.S_ISREG(path.stat().st_mode)
             if not regular:
@@ -39,9 +37,26 @@ def files_of(folder: Path) -> Iterator[str]:
             yield path.relative_to(folder).as_posix()
 
 
-def size_of(folder: Path) -> int:
-    """Bytes of all files below `folder`, without the ledger."""
-    return sum((folder / name).stat().st_size for name in files_of(folder))
+def folders_of(folder: Path) -> Iterator[str]:
+    """Every folder below `folder`, empty ones too, as a path inside it, parents first; without the ledger."""
+    for root, folders, _ in _walked(folder):
+        for name in folders:
+            yield (root / name).relative_to(folder).as_posix()
+
+
+def _walked(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    with fsio.storage_errors(folder):
+        for root, folders, files in os.walk(folder, onerror=_raise):
+            path = Path(root)
+            if path == folder and LEDGER_FOLDER in folders:
+                folders.remove(LEDGER_FOLDER)
+            folders.sort()
+            for name in folders:
+                if (path / name).is_symlink():
+                    raise StorageError(
+                        f"{path / name} is a link to a folder", hint="remove it from the checkpoint folder"
+                    )
+            yield path, folders, sorted(files)
 
 
 def measure(checkpoint: Checkpoint, *, progress: Progress | None = None) -> State:

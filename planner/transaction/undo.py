@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from planner import fsio
 from planner.checkpoint import Checkpoint, encode_header, open_checkpoint
-from planner.errors import LedgerDamaged, StorageError
+from planner.errors import CheckpointError, LedgerDamaged, StorageError
 from planner.transaction.ledger import UNDO
 from planner.transaction.stage import Content
 
@@ -33,12 +33,16 @@ def write_undo(folder: Path, checkpoint: Checkpoint, names: Iterable[str], diges
             yield from checkpoint.chunks(tensor)
 
     fsio.create_file(folder / UNDO, content())
-    for name, kept in undo_contents(folder).items():
-        if _digest(kept()) != digests[name]:
-            raise StorageError(
-                f"the undo data of {name} did not come back from the disk as written",
-                hint="nothing was changed; check the disk",
-            )
+    try:
+        kept = undo_contents(folder)
+        wrong = [tensor.name for tensor in tensors if _digest(kept[tensor.name]()) != digests[tensor.name]]
+    except (LedgerDamaged, KeyError):
+        wrong = [UNDO]
+    if wrong:
+        raise StorageError(
+            f"the undo data did not come back from the disk as written: {', '.join(wrong[:5])}",
+            hint="nothing was changed; check the disk",
+        )
     return (folder / UNDO).stat().st_size
 
 
@@ -46,9 +50,15 @@ def undo_contents(folder: Path) -> dict[str, Content]:
     """The original bytes of every tensor that the patch in `folder` changed. Raises `LedgerDamaged`."""
     path = folder / UNDO
     if not path.is_file():
-        raise LedgerDamaged(f"the undo data {path} is missing", hint="restore it from a backup")
-    kept = open_checkpoint(folder)
+        raise LedgerDamaged(f"the undo data {path} is missing", hint=_FROM_BACKUP)
+    try:
+        kept = open_checkpoint(folder)
+    except CheckpointError as error:
+        raise LedgerDamaged(f"the undo data cannot be read: {error.message}", hint=_FROM_BACKUP) from None
     return {name: _content(kept, name) for name in kept.tensors}
+
+
+_FROM_BACKUP = "restore it from a backup"
 
 
 def _content(kept: Checkpoint, name: str) -> Content:

@@ -1,0 +1,111 @@
+"""Review in a terminal and by flags: what is asked, what is shown, what is kept."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import pytest
+
+
+class Terminal(io.StringIO):
+    """Somebody who types these lines."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def types(monkeypatch):
+    def typing(*lines: str) -> None:
+        monkeypatch.setattr(sys, "stdin", Terminal("".join(f"{line}\n" for line in lines)))
+
+    return typing
+
+
+def decisions(plan):
+    review = json.loads(plan.read_text())["review"]
+    return {name: (found["decision"], found["reviewer"], found["comment"]) for name, found in review.items()}
+
+
+def test_each_modification_is_asked_about_with_its_reasons_and_measurements(planner, proposed, tiny_model, types):
+    types("a", "looks right", "r", "", "s")
+    result = planner("review", proposed, "--model", tiny_model, "--reviewer", "ann")
+    assert result.status == 0
+    assert result.err.count("approve, reject, skip or quit?") == 3
+    for shown in (
+        "says the analyst (confidence 0.25)",
+        "expects: ",
+        "cites: outliers.6 = ",
+        "measured: model.layers.5",
+    ):
+        assert shown in result.out
+    assert decisions(proposed) == {"m01": ("approved", "ann", "looks right"), "m02": ("rejected", "ann", "")}
+    assert "m03  undecided" in result.out
+
+
+def test_what_is_decided_is_not_asked_again(planner, proposed, tiny_model, types):
+    types("a", "", "q")
+    assert planner("review", proposed, "--model", tiny_model).status == 0
+    types("r", "no", "r", "no")
+    second = planner("review", proposed, "--model", tiny_model)
+    assert second.err.count("approve, reject, skip or quit?") == 2
+    assert [found[0] for found in decisions(proposed).values()] == ["approved", "rejected", "rejected"]
+    assert "next: planner apply" in second.err
+
+
+def test_an_answer_that_is_none_is_asked_for_again(planner, proposed, tiny_model, types):
+    types("yes", "", "A", "q")
+    result = planner("review", proposed, "--model", tiny_model)
+    assert result.status == 0
+    assert decisions(proposed) == {}
+
+
+def test_a_problem_is_shown_with_the_question(planner, edited, tiny_model, types):
+    plan = edited("modifications", 1, "operation", "factor", 50.0)
+    types("q")
+    shown = planner("review", plan, "--model", tiny_model).out
+    assert "problem:" not in shown, "the first modification has none"
+    types("s", "q")
+    assert "problem: m02: " in planner("review", plan, "--model", tiny_model).out
+
+
+def test_decisions_go_to_another_file_when_asked(planner, proposed, tiny_model, tmp_path):
+    before = proposed.read_bytes()
+    out = tmp_path / "reviewed.json"
+    assert planner("review", proposed, "--model", tiny_model, "--approve", "m01,m03", "--out", out).status == 0
+    assert proposed.read_bytes() == before
+    assert list(decisions(out)) == ["m01", "m03"]
+
+
+def test_without_a_reviewer_it_is_the_invoking_user(planner, proposed, tiny_model, monkeypatch):
+    monkeypatch.setattr("getpass.getuser", lambda: "karl")
+    assert planner("review", proposed, "--model", tiny_model, "--approve", "m01", "--why", "fine").status == 0
+    assert decisions(proposed) == {"m01": ("approved", "karl", "fine")}
+
+    def nobody() -> str:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    assert planner("review", proposed, "--model", tiny_model, "--reject", "m01").status == 0
+    assert decisions(proposed) == {"m01": ("rejected", "unknown", "")}
+
+
+def test_apply_yes_is_recorded_as_the_users_own_decision(planner, proposed, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("getpass.getuser", lambda: "karl")
+    out = tmp_path / "out"
+    assert planner("review", proposed, "--model", tiny_model, "--reject", "m02", "--reviewer", "ann").status == 0
+    receipt = planner("apply", proposed, "--model", tiny_model, "--out", out, "--yes", "--json").json
+    assert receipt["modifications"] == ["m01", "m03"]
+    assert receipt["rejected"] == ["m02"]
+    assert receipt["by"] == "karl"
+    kept = decisions(out / ".planner" / "patches" / "0001" / "plan.json")
+    assert kept == {
+        name: (what, who, how)
+        for name, what, who, how in [
+            ("m01", "approved", "karl", "apply --yes"),
+            ("m02", "rejected", "ann", ""),
+            ("m03", "approved", "karl", "apply --yes"),
+        ]
+    }
