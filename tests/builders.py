@@ -18,7 +18,9 @@ __all__ = ["a_plan", "random_tensor", "write_checkpoint", "write_shard"]
 CONFIG = {"model_type": "qwen3", "tie_word_embeddings": True}
 
 
-def random_tensor(shape: tuple[int, ...], *, dtype: str = "BF16", seed: int = 0, std: float = 0.05) -> np.ndarray[Any, Any]:
+def random_tensor(
+    shape: tuple[int, ...], *, dtype: str = "BF16", seed: int = 0, std: float = 0.05
+) -> np.ndarray[Any, Any]:
     """Stored patterns of normally distributed weights."""
     values = np.random.default_rng(seed).normal(0, std, shape)
     return FLOATS[dtype].encode(values.astype(FLOATS[dtype].working))
