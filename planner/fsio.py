@@ -267,7 +267,7 @@ def _taken(descriptor: int, path: Path) -> bool:
         except BlockingIOError:
             holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
             raise Locked(
-                f"process {holder} is changing this checkpoint ({path})",
+                f"process {holder} is at work here ({path})",
                 hint="wait until it has finished, then run the command again",
             ) from None
         # Whoever held the lock before may have removed the name between our open and our flock; then the lock we hold

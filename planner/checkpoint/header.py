@@ -18,7 +18,7 @@ from typing import Any
 
 from planner import strict_json
 from planner.dtypes import bytes_needed
-from planner.errors import FileUnreadable, HeaderMalformed, ShardTruncated
+from planner.errors import FileUnreadable, HeaderMalformed, ShardTruncated, UnknownDtype
 
 __all__ = ["Entry", "Header", "encode_header", "read_header"]
 
@@ -151,6 +151,8 @@ def _entry(path: Path, name: str, field: Any, data_begin: int) -> Entry:
             raise _malformed(path, f"the tensor {shown} claims more than 2^53 elements")
     try:
         nbytes = bytes_needed(dtype, tuple(shape))
+    except UnknownDtype as error:
+        raise UnknownDtype(f"{path}: the tensor {shown}: {error.message}", hint=error.hint) from None
     except ValueError as error:
         raise _malformed(path, f"the tensor {shown}: {error}") from None
     if offsets[1] - offsets[0] != nbytes:

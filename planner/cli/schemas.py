@@ -50,7 +50,7 @@ def _kinds() -> dict[str, type[Record]]:
     from planner.analysts import Transcript
     from planner.effects import CheckReport, Difference
     from planner.evaluation import Evaluation
-    from planner.pipeline import Outcome, Pipeline
+    from planner.pipeline import Outcome, Pipeline, Started
     from planner.plan import Plan, Policy
     from planner.profile import Profile
     from planner.transaction import Ledger, Receipt, Verification
@@ -66,6 +66,7 @@ def _kinds() -> dict[str, type[Record]]:
         "policy": Policy,
         "profile": Profile,
         "receipt": Receipt,
+        "started": Started,
         "transcript": Transcript,
         "verification": Verification,
     }

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
 from planner.analysts import AnalystChoice
 from planner.errors import PipelineInvalid
 from planner.inputs import read_text
-from planner.plan import field_path
+from planner.plan import Policy, field_path
 from planner.records import Record
 
-__all__ = ["Pipeline", "ReviewRule", "read_pipeline"]
+__all__ = ["Pipeline", "ReviewRule", "Started", "read_pipeline"]
 
 
 class ReviewRule(Record):
@@ -48,6 +49,21 @@ class Pipeline(Record):
     """Which modifications are approved."""
     seed: int = Field(default=0, ge=0)
     """Of the evaluation's bootstrap and permutation test."""
+
+
+class Started(Record):
+    """The first file of a run: what it was started with, so that it is never finished with something else."""
+
+    schema_: Literal["planner/started@1"] = Field(default="planner/started@1", alias="schema")
+    """Kind and version of this file."""
+    pipeline: Pipeline
+    """The pipeline."""
+    policy: Policy
+    """The policy it names."""
+    suite: str
+    """Digest of the suite file."""
+    texts: dict[str, str]
+    """Digests of the texts that the suite names."""
 
 
 def read_pipeline(path: Path) -> Pipeline:

@@ -16,10 +16,10 @@ from planner import fsio
 from planner.analysts import Brief, propose_to
 from planner.checkpoint import Checkpoint, locate, open_checkpoint
 from planner.effects import CheckReport, check
-from planner.errors import GateRefused, PlanNotApproved, StalePlan
+from planner.errors import GateRefused, PipelineInvalid, PlanNotApproved, StalePlan
 from planner.evaluation import Evaluation, Side, evaluate, load_suite
 from planner.inputs import read_text
-from planner.pipeline.definition import Pipeline, ReviewRule
+from planner.pipeline.definition import Pipeline, ReviewRule, Started
 from planner.pipeline.outcome import Outcome
 from planner.plan import Plan, Policy, decide, read_plan, read_policy, write_plan
 from planner.profile import Profile, profile_of
@@ -28,7 +28,16 @@ from planner.transaction import RECEIPT, Receipt, apply_plan, patch_folder, reve
 
 __all__ = ["FILES", "Watcher", "run"]
 
-FILES = ("profile.json", "plan.json", "check.json", "reviewed.json", "receipt.json", "evaluation.json", "outcome.json")
+FILES = (
+    "started.json",
+    "profile.json",
+    "plan.json",
+    "check.json",
+    "reviewed.json",
+    "receipt.json",
+    "evaluation.json",
+    "outcome.json",
+)
 CANDIDATE = "candidate"
 _R = TypeVar("_R", bound=Record)
 
@@ -61,11 +70,17 @@ def run(pipeline: Pipeline, origin: Path, folder: Path, *, environment: Mapping[
 
     Raises what the steps raise; a gate's refusal is an outcome, not an error.
     """
+    story = _Run(pipeline, origin, folder, environment, watcher)
+    fsio.ensure_folder(folder)
+    with fsio.lock(folder.absolute().with_name(f".{folder.name}.planner-lock")):
+        return _told(story, pipeline, folder, watcher)
+
+
+def _told(story: _Run, pipeline: Pipeline, folder: Path, watcher: Watcher) -> Outcome:
+    story.begin()
     if (folder / "outcome.json").is_file():
         watcher.say(f"{folder} is finished; this is what it found")
         return Outcome.model_validate_json(read_text(folder / "outcome.json"))
-    fsio.ensure_folder(folder)
-    story = _Run(pipeline, origin, folder, environment, watcher)
     profile = story.profile()
     plan = story.plan(profile)
     if not plan.modifications:
@@ -104,6 +119,20 @@ class _Run:
         self._suite = load_suite(origin / pipeline.suite)  # before any work: a typing error must not cost an hour
         self._policy = read_policy(read_text(origin / pipeline.policy)) if pipeline.policy else Policy()
         self._candidate = folder / CANDIDATE
+
+    def begin(self) -> None:
+        """Note what the run is started with, or see that it is what the run in this folder was started with."""
+        now = Started(
+            pipeline=self._pipeline,
+            policy=self._policy,
+            suite=self._suite.digest,
+            texts={text.name: text.digest for text in self._suite.texts},
+        )
+        if self._step("started.json", lambda: now, Started.model_validate_json) != now:
+            raise PipelineInvalid(
+                f"the run in {self._folder} was started with another pipeline, policy, suite or text",
+                hint="start a new run: --fresh",
+            )
 
     def profile(self) -> Profile:
         with self._watcher.progress("profiling", self._checkpoint.nbytes) as bar:

@@ -20,7 +20,8 @@ class Standing:
     median_rms: float
     """Median of the group's rms, the tensor's own included."""
     robust_z: float
-    """0.6745 · (log rms - median) / median absolute deviation (Iglewicz and Hoaglin, 1993); 0 where all agree."""
+    """(log rms - median) · 0.6745 / median absolute deviation; where more than half of the group agree and that is 0,
+    / (1.2533 · mean absolute deviation) instead (Iglewicz and Hoaglin, 1993); 0 where all agree."""
 
 
 def peer_groups(tensors: Iterable[TensorProfile]) -> list[list[TensorProfile]]:
@@ -38,12 +39,14 @@ def standings(group: list[TensorProfile]) -> list[Standing]:
     if not logarithms:
         return []
     median = statistics.median(logarithms.values())
-    deviation = statistics.median(abs(value - median) for value in logarithms.values())
+    distances = [abs(value - median) for value in logarithms.values()]
+    # Both factors make the deviation of a normal distribution come out as its standard deviation.
+    deviation = statistics.median(distances) / 0.6745 or 1.2533 * statistics.fmean(distances)
     return [
         Standing(
             tensor=tensor,
             median_rms=math.exp(median),
-            robust_z=0.6745 * (logarithms[tensor.name] - median) / deviation if deviation > 0 else 0.0,
+            robust_z=(logarithms[tensor.name] - median) / deviation if deviation > 0 else 0.0,
         )
         for tensor in group
         if tensor.name in logarithms

@@ -84,14 +84,15 @@ def test_nothing_proposed(run, pipeline, tmp_path):
     found = outcome_of(tmp_path / "run")
     assert found.decision == "nothing proposed"
     assert found.candidate is None
-    assert found.files == ("profile.json", "plan.json")
+    assert found.files == ("started.json", "profile.json", "plan.json")
 
 
 def test_nothing_approved(run, pipeline, tmp_path):
     result = run(pipeline(more="[review]\nleast_confidence = 0.9\n"))
     assert result.status == 3
     assert "nothing approved: rule: confidence >= 0.9 approves none" in result.out
-    assert outcome_of(tmp_path / "run").files == ("profile.json", "plan.json", "check.json", "reviewed.json")
+    written = ("started.json", "profile.json", "plan.json", "check.json", "reviewed.json")
+    assert outcome_of(tmp_path / "run").files == written
     assert not (tmp_path / "run" / "candidate").exists()
 
 
@@ -267,3 +268,22 @@ def test_a_run_that_finds_its_disk_full_is_status_7_and_goes_on_later(run, pipel
     assert "error[no-space]" in result.err
     assert not (tmp_path / "run" / "candidate").exists()
     assert run(path).status == 0
+
+
+@pytest.mark.parametrize("file", ["suite.toml", "dozen.jsonl", "tidy.toml"])
+def test_a_run_is_not_finished_with_another_suite_text_or_pipeline(run, pipeline, tmp_path, file):
+    given = pipeline()
+    assert run(given).status == 0
+    changed = tmp_path / file
+    changed.write_text(changed.read_text().replace("tidy up", "tidy up more").replace("10", "11").replace("the", "a"))
+    result = run(given)
+    assert result.status == 2
+    assert "was started with another" in result.err
+    assert "--fresh" in result.err
+
+
+def test_two_processes_do_not_share_a_run_folder(run, pipeline, tmp_path):
+    from planner import fsio
+
+    with fsio.lock(tmp_path / ".run.planner-lock"):
+        assert run(pipeline()).status == 8

@@ -59,3 +59,9 @@ def test_a_tensor_without_magnitude_has_no_standing(rms: float | None) -> None:
     found = standings([tensor(0, rms), tensor(1, 1.0), tensor(2, 2.0)])
     assert [standing.tensor.layer for standing in found] == [1, 2]
     assert standings([tensor(0, rms)]) == []
+
+
+def test_one_that_differs_from_peers_that_agree_exactly_stands_out() -> None:
+    # Five norms of ones and one of twos: the median deviation is 0, the mean one is log(2) / 6.
+    found = standings([tensor(layer, rms) for layer, rms in enumerate([1.0, 1.0, 1.0, 1.0, 1.0, 2.0])])
+    assert [standing.robust_z for standing in found] == pytest.approx([0, 0, 0, 0, 0, 6 / 1.2533])
