@@ -52,12 +52,22 @@ def check(
         problems += _outcome_problems(modification, tensors, allow_void)
     together = _together(plan, targets, checkpoint, checked, progress)
     problems += _size_problems(together, targets, policy)
+    void = all(tensor.effect == "void" for tensor in together)
+    if together and void and not allow_void and not problems:
+        problems.append(
+            Problem(
+                modification=None,
+                code="void-modification",
+                message="each modification changes something, but together they change no stored bit",
+                hint="drop the ones that cancel (--allow-void accepts it)",
+            )
+        )
     return CheckReport(
         plan=plan.id,
         fingerprint=profile.fingerprint,
         accepted=not problems,
         problems=tuple(problems),
-        plan_effect="void" if all(tensor.effect == "void" for tensor in together) else "unknown",
+        plan_effect="void" if void else "unknown",
         modifications=tuple(checked),
         tensors=together,
     )

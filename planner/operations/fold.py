@@ -21,7 +21,7 @@ def fold(operations: Sequence[Operation], dtype: FloatDtype) -> Callable[[Patter
     """The function from stored patterns to new patterns that applies `operations` in order.
 
     For a dtype of 16 bits or fewer it is a look-up in a table computed once, at memory speed however many operations
-    there are. An element whose value does not change keeps its very bits, NaN payloads included.
+    there are. A NaN that stays a NaN keeps its very bits.
     """
     if not all(operation.POINTWISE for operation in operations):
         raise ValueError("only pointwise operations fold")

@@ -63,7 +63,8 @@ class _Weighted:
 
 def _from_counts(counts: NDArray[np.int64], dtype: FloatDtype) -> Statistics:
     patterns = np.flatnonzero(counts)
-    values = dtype.decode(patterns.astype(dtype.pattern)).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one; it is counted all the same
+        values = dtype.decode(patterns.astype(dtype.pattern)).astype(np.float64)
     occurrences = counts[patterns]
     finite = np.isfinite(values)
     nan = int(occurrences[np.isnan(values)].sum())

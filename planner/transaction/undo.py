@@ -27,8 +27,10 @@ def write_undo(folder: Path, checkpoint: Checkpoint, names: Iterable[str], diges
     """
     tensors = [checkpoint.tensors[name] for name in names]
 
+    header = encode_header([(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors], {"format": "pt"})
+
     def content() -> Iterator[bytes]:
-        yield encode_header([(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors], {"format": "pt"})
+        yield header
         for tensor in tensors:
             yield from checkpoint.chunks(tensor)
 
@@ -36,6 +38,8 @@ def write_undo(folder: Path, checkpoint: Checkpoint, names: Iterable[str], diges
     try:
         kept = undo_contents(folder)
         wrong = [tensor.name for tensor in tensors if _digest(kept[tensor.name]()) != digests[tensor.name]]
+        with fsio.storage_errors(folder / UNDO), (folder / UNDO).open("rb") as file:
+            wrong += [UNDO] if file.read(len(header)) != header else []
     except (LedgerDamaged, KeyError):
         wrong = [UNDO]
     if wrong:

@@ -143,8 +143,10 @@ def test_what_rounds_away_is_void_for_each_modification_by_itself(model: Path) -
 
 
 def test_modifications_that_cancel_are_void_as_a_plan(model: Path) -> None:
-    report = _checked(model, _on("0-2", "scale", factor=2), _on("0-2", "scale", factor=0.5))
-    assert report.accepted
+    both = (_on("0-2", "scale", factor=2), _on("0-2", "scale", factor=0.5))
+    report = _checked(model, *both)
+    assert [(problem.modification, problem.code) for problem in report.problems] == [(None, "void-modification")]
+    assert _checked(model, *both, allow_void=True).accepted
     assert report.plan_effect == "void"
     assert {tensor.effect for modification in report.modifications for tensor in modification.tensors} == {"unknown"}
     assert {tensor.changed_elements for tensor in report.tensors} == {0}

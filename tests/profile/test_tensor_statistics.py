@@ -278,3 +278,11 @@ def test_the_same_values_have_the_same_statistics_in_every_dtype(values: list[fl
         for field, value in narrow.items():
             exactly = value is None or isinstance(value, dict)
             assert wide[field] == (value if exactly else pytest.approx(value, rel=1e-6, abs=1e-6))
+
+
+@pytest.mark.parametrize(("name", "signalling"), [("BF16", 0x7F81), ("F16", 0x7C01), ("F32", 0x7F800001)])
+def test_a_signalling_nan_is_counted_without_a_warning(name: str, signalling: int) -> None:
+    patterns = encoded([1.0, 2.0], name)
+    patterns[0] = signalling
+    found = measured(patterns, FLOATS[name])
+    assert (found.nan, found.mean) == (1, 2.0)

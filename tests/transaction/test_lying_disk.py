@@ -66,7 +66,7 @@ def _revert(model: Path) -> Callable[[], object]:
 
 
 @pytest.mark.parametrize("prepare", [_apply_out, _apply_in_place, _revert])
-@pytest.mark.parametrize("place", [0, 9, -1], ids=["first byte", "tenth byte", "last byte"])
+@pytest.mark.parametrize("place", [0, 9, 35, -1], ids=["first byte", "tenth byte", "metadata", "last byte"])
 def test_one_wrong_bit_in_anything_that_is_written_stops_the_transaction(
     model: Path, prepare: Callable[[Path], Callable[[], object]], place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
