@@ -37,6 +37,7 @@ def test_the_demo_tells_the_whole_story_and_leaves_the_example_alone(tmp_path: P
         *("profile", "propose", "check", "review", "apply", "diff", "evaluate"),
         *("revert", "verify", "log", "run"),
     ]
+    assert "would often go unseen" in done.stdout
     summary = done.stdout.partition("━━ Summary")[2]
     assert "p = " in summary
     assert "95 % interval" in summary

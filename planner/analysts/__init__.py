@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.analysts.base import Analyst, Brief, Proposal
+from planner.analysts.base import Analyst, Brief
 from planner.analysts.choice import AnalystChoice, propose_to, transcript_path
 from planner.analysts.llm import LLMAnalyst
 from planner.analysts.rules import RulesAnalyst
@@ -13,7 +13,6 @@ __all__ = [
     "AnalystChoice",
     "Brief",
     "LLMAnalyst",
-    "Proposal",
     "RulesAnalyst",
     "Transcript",
     "propose_to",

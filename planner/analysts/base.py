@@ -12,7 +12,7 @@ from planner.effects import CheckReport
 from planner.plan import AnalystRecord, CheckpointRef, Modification, Plan, Policy
 from planner.profile import Profile
 
-__all__ = ["Analyst", "Brief", "Proposal", "drafted"]
+__all__ = ["Analyst", "Brief", "drafted"]
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,11 @@ class Brief:
     """Checks a draft against the checkpoint and the policy."""
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """What an analyst gives back."""
-
-    plan: Plan
-    note: str
-    """What the analyst says about the plan as a whole; the reason, where it holds no modification."""
-
-
 class Analyst(Protocol):
     """Anything that can write a plan."""
 
-    def propose(self, brief: Brief) -> Proposal:
-        """A plan that `brief.check` accepts; it may be empty. Raises an `AnalystFailed`."""
+    def propose(self, brief: Brief) -> Plan:
+        """A plan that `brief.check` accepts; it may be empty, and its note then says why. Raises an `AnalystFailed`."""
         ...
 
 

@@ -9,11 +9,11 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from planner import fsio
-from planner.analysts.base import Brief, Proposal
+from planner.analysts.base import Brief
 from planner.analysts.llm import LLMAnalyst
 from planner.analysts.rules import RulesAnalyst
 from planner.llm import client_for, secrets_in
-from planner.plan import write_plan
+from planner.plan import Plan, write_plan
 from planner.records import Record
 
 __all__ = ["AnalystChoice", "propose_to", "transcript_path"]
@@ -47,28 +47,30 @@ class AnalystChoice(Record):
 
 
 def transcript_path(plan: Path) -> Path:
-    """Where the transcript of a plan is kept: plan.json, plan.transcript.json."""
-    return plan.with_suffix(".transcript.json")
+    """Where the next transcript of a plan goes: plan.transcript.json, numbered if an earlier try left one."""
+    names = (".transcript.json", *(f".transcript-{number}.json" for number in range(2, 1000)))
+    free = (path for path in map(plan.with_suffix, names) if not path.exists())
+    return next(free, plan.with_suffix(names[-1]))
 
 
 def propose_to(
     out: Path, brief: Brief, choice: AnalystChoice, *, environment: Mapping[str, str], tell: Callable[[str], None]
-) -> Proposal:
+) -> Plan:
     """Ask the chosen analyst and write its plan to `out`; the transcript is written whatever becomes of it.
 
     Raises an `AnalystFailed`, or what `client_for` raises before anything is sent.
     """
     if choice.kind == "rules":
-        proposal = RulesAnalyst().propose(brief)
+        plan = RulesAnalyst().propose(brief)
     else:
-        proposal = _from_model(out, brief, choice, environment=environment, tell=tell)
-    fsio.replace_file(out, write_plan(proposal.plan))
-    return proposal
+        plan = _from_model(out, brief, choice, environment=environment, tell=tell)
+    fsio.replace_file(out, write_plan(plan))
+    return plan
 
 
 def _from_model(
     out: Path, brief: Brief, choice: AnalystChoice, *, environment: Mapping[str, str], tell: Callable[[str], None]
-) -> Proposal:
+) -> Plan:
     assert choice.llm is not None, "AnalystChoice saw to it"
     secrets = secrets_in(environment)
     analyst = LLMAnalyst(
@@ -83,5 +85,6 @@ def _from_model(
         return analyst.propose(brief)
     finally:
         if analyst.transcript.exchanges:
-            fsio.replace_file(transcript_path(out), analyst.transcript.encoded(secrets))
-            tell(f"wrote {transcript_path(out)}: everything that was sent and answered")
+            kept = transcript_path(out)
+            fsio.replace_file(kept, analyst.transcript.encoded(secrets))
+            tell(f"wrote {kept}: everything that was sent and answered")

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from pydantic import ValidationError
 
 from planner.analysts.answer import Answer, read_answer
-from planner.analysts.base import Brief, Proposal, drafted
+from planner.analysts.base import Brief, drafted
 from planner.analysts.context import operation_catalogue, printable, render_model, render_statistics
 from planner.analysts.prompts import prompts_sha256, render
 from planner.analysts.transcript import Transcript
 from planner.errors import NoValidPlan
 from planner.llm import Client, Message, Reply, Request, redact
-from planner.plan import AnalystRecord, Problem, Usage, problems_of
+from planner.plan import AnalystRecord, Plan, Problem, Usage, problems_of
 
 __all__ = ["LLMAnalyst"]
 
@@ -47,7 +47,7 @@ class LLMAnalyst:
         self.transcript = Transcript(model=client.name, prompt_sha256=prompts_sha256())
         """Every request and answer so far; complete also after a failure."""
 
-    def propose(self, brief: Brief) -> Proposal:
+    def propose(self, brief: Brief) -> Plan:
         """A plan that the check accepts. Raises `NoValidPlan` with the last problems, or what the client raises."""
         messages = _opening(brief)
         problems: list[Problem] = []
@@ -55,7 +55,7 @@ class LLMAnalyst:
             self._tell(f"asking {self._client.name}" + (f", {len(problems)} problems to mend" if attempt else ""))
             reply = self._asked(messages)
             found = self._understood(reply.text, brief)
-            if isinstance(found, Proposal):
+            if isinstance(found, Plan):
                 return found
             problems = found
             self.transcript = self.transcript.with_problems(problems)
@@ -80,7 +80,7 @@ class LLMAnalyst:
         self.transcript = self.transcript.with_reply(reply)
         return reply
 
-    def _understood(self, text: str, brief: Brief) -> Proposal | list[Problem]:
+    def _understood(self, text: str, brief: Brief) -> Plan | list[Problem]:
         answer = read_answer(text)
         if not isinstance(answer, Answer):
             return answer
@@ -89,7 +89,8 @@ class LLMAnalyst:
         except ValidationError as error:  # what only the plan as a whole can break, such as an id used twice
             return problems_of(error, None)
         report = brief.check(plan)
-        return list(report.problems) or Proposal(plan=plan, note=_one_line(answer.note))
+        plan = plan.model_copy(update={"note": _one_line(answer.note)})
+        return list(report.problems) or plan
 
     def _record(self) -> AnalystRecord:
         replies = [exchange.reply for exchange in self.transcript.exchanges if exchange.reply]

@@ -18,7 +18,7 @@ def render(template: str, **variables: Any) -> str:
 
     # The result is plain text for a model, not HTML: escaping would change tensor names. What comes from outside goes
     # in as values only, never as template text.
-    environment = Environment(undefined=StrictUndefined, autoescape=False, trim_blocks=True)  # noqa: S701
+    environment = Environment(undefined=StrictUndefined, autoescape=False, trim_blocks=True, keep_trailing_newline=True)  # noqa: S701
     return environment.from_string(resource("prompts", template)).render(**variables)
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from planner.analysts.base import Brief, Proposal, drafted
+from planner.analysts.base import Brief, drafted
 from planner.operations import AnyOperation, Clamp, Scale
-from planner.plan import AnalystRecord, Evidence, Modification, Target
+from planner.plan import AnalystRecord, Evidence, Modification, Plan, Target
 from planner.profile import Profile, TensorProfile, peer_groups, standings
 
 __all__ = ["RULES", "RulesAnalyst"]
@@ -22,6 +22,7 @@ _LARGEST_STEP = 1.02
 _SMALLEST_MATRIX = 4096
 _RARE = 1e-3
 _TRIM_AT = 6
+_NOTABLE = 6.5  # beyond the limit by more than what trimming takes off the standard deviation
 _LOAD_BEARING = 10
 
 Finding = tuple[TensorProfile, AnyOperation, str, float, str, tuple[str, ...]]
@@ -31,7 +32,7 @@ Finding = tuple[TensorProfile, AnyOperation, str, float, str, tuple[str, ...]]
 class RulesAnalyst:
     """Applies every rule to the profile and keeps what the check accepts."""
 
-    def propose(self, brief: Brief) -> Proposal:
+    def propose(self, brief: Brief) -> Plan:
         """The rules' plan; empty, with a note that says so, where nothing is strange enough."""
         findings = [finding for rule in RULES for finding in rule(brief.profile)]
         modifications = [_modification(number, *finding) for number, finding in enumerate(findings, start=1)]
@@ -43,7 +44,7 @@ class RulesAnalyst:
                 kept = kept[: min(len(kept) - 1, brief.policy.most_modifications)]
             plan = plan.model_copy(update={"modifications": tuple(kept)})
         kept_count = len(plan.modifications)
-        return Proposal(plan=plan, note=_note(kept_count, len(modifications) - kept_count))
+        return plan.model_copy(update={"note": _note(kept_count, len(modifications) - kept_count)})
 
 
 def infinite_elements(profile: Profile) -> Iterator[Finding]:
@@ -74,16 +75,16 @@ def isolated_outliers(profile: Profile) -> Iterator[Finding]:
         assert tensor.abs_max is not None
         count = tensor.outliers[str(_TRIM_AT)]
         reach = (tensor.abs_max + abs(tensor.mean)) / tensor.std
-        if 0 < count <= _RARE * tensor.elements and reach <= _LOAD_BEARING:
+        if 0 < count <= _RARE * tensor.elements and _NOTABLE <= reach <= _LOAD_BEARING:
             yield (
                 tensor,
                 Clamp(
                     minimum=tensor.mean - _TRIM_AT * tensor.std,
                     maximum=tensor.mean + _TRIM_AT * tensor.std,
                 ),
-                f"{count} of {tensor.elements:,} elements lie beyond {_TRIM_AT} standard deviations, the farthest at "
-                f"{reach:.1f}. So few, and not so far out as the single weights known to carry a function, they more "
-                "likely fit a few training examples than the task.",
+                f"{count} of {tensor.elements:,} elements {'lies' if count == 1 else 'lie'} beyond {_TRIM_AT} standard "
+                f"deviations, the farthest at {reach:.1f}. That is rare, and short of the single weights known to carry "
+                "a function; it more likely fits a few training examples than the task.",
                 0.25,
                 "loss unchanged within its interval; a smaller range to quantise",
                 ("outliers.6", "std", "abs_max"),

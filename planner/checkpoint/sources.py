@@ -24,7 +24,7 @@ def locate(model: str, *, environment: Mapping[str, str] = os.environ) -> Path:
     """The folder of a checkpoint. Raises `NotACheckpoint` if it is neither a folder nor to be had from the hub."""
     if (path := _existing(Path(model))) is not None:
         return path.absolute()  # not resolve(): the user's own name for it is the one to show
-    if not _ID.fullmatch(model):
+    if not _ID.fullmatch(model) or (model.count("/") == 1 and Path(model).parent.is_dir()):
         raise NotACheckpoint(f"{model} does not exist", hint="name a folder, or a model id such as org/name@revision")
     identifier, _, revision = model.partition("@")
     return _cached(identifier, revision or "main", hub_cache(environment)) or _fetched(
@@ -53,7 +53,10 @@ def hub_cache(environment: Mapping[str, str] = os.environ) -> Path:
 
 def in_hub_cache(path: Path) -> bool:
     """Whether `path` is a snapshot of a hub cache, whose files are shared links and must never be changed."""
-    return path.parent.name == "snapshots" and (path.parent.parent / "blobs").is_dir()
+    repository = path.parent.parent
+    return path.parent.name == "snapshots" and (
+        repository.name.startswith("models--") or (repository / "blobs").is_dir()
+    )
 
 
 def _cached(identifier: str, revision: str, cache: Path) -> Path | None:
@@ -70,7 +73,7 @@ def _cached(identifier: str, revision: str, cache: Path) -> Path | None:
 
 
 def _fetched(identifier: str, revision: str, environment: Mapping[str, str]) -> Path:
-    missing = f"{identifier}@{revision} is neither a folder nor in the hub cache {hub_cache(environment)}"
+    missing = f"{identifier} (revision {revision}) is neither a folder nor in the hub cache {hub_cache(environment)}"
     if any(
         environment.get(name, "").lower() in {"1", "true", "yes", "on"}
         for name in ("PLANNER_OFFLINE", "HF_HUB_OFFLINE")

@@ -50,6 +50,7 @@ def command(
 def show_report(plan: Plan, report: CheckReport, screen: Screen) -> None:
     """The previews as a table, then every problem."""
     operations = {modification.id: modification.operation for modification in plan.modifications}
+    stale = any(problem.code == "stale-plan" for problem in report.problems)
     rows: list[tuple[str, ...]] = []
     for modification in report.modifications:
         rows.append((f"{modification.id}  {describe(operations[modification.id].model_dump())}", *[""] * 5))
@@ -64,12 +65,9 @@ def show_report(plan: Plan, report: CheckReport, screen: Screen) -> None:
             )
             for tensor in modification.tensors
         ]
-    screen.table(
-        ("modification, tensor", "effect", "changed", "|dW|/|W|", "scale", "max|w|"),
-        rows,
-        left=2,
-        spare=("scale", "effect"),
-    )
+    if rows and not stale:  # what the plan would do to another checkpoint is of no interest
+        headings = ("modification, tensor", "effect", "changed", "|dW|/|W|", "scale", "max|w|")
+        screen.table(headings, rows, left=2, spare=("scale", "effect"))
     for problem in report.problems:
         screen.show(f"{problem.modification or 'plan'}: [{problem.code}] {problem.message}")
         screen.show(f"    {problem.hint}")
@@ -80,7 +78,7 @@ def show_report(plan: Plan, report: CheckReport, screen: Screen) -> None:
 
 
 def _shown(number: float | None) -> str:
-    return "-" if number is None else f"{number:.3g}"
+    return "none finite" if number is None else f"{number:.3g}"
 
 
 def describe(operation: dict[str, object]) -> str:

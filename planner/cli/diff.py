@@ -35,7 +35,7 @@ def command(
         for tensor in found.tensors
     ]
     if rows:
-        headings = ("tensor", "elements changed", "|dW|/|W|", "explained bit for bit by")
+        headings = ("tensor", "elements changed", "|dW|/|W|", "operation that explains every bit")
         screen.table(headings, rows, left=1)
     for name in found.only_in_a:
         screen.show(f"only in {a}: {name}")

@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _Misread as error:
         return _told(_usage(error), given)
     except (KeyboardInterrupt, typer.Abort):
-        return _told(Interrupted("stopped; nothing is half-done", hint="run the command again to start over"), given)
+        return _told(Interrupted("stopped; nothing is half-done", hint="run the command again"), given)
     except PlannerError as error:
         return _told(error, given)
     except OSError as error:

@@ -55,13 +55,15 @@ def command(
 
 def show_evaluation(found: Evaluation, screen: Screen) -> None:
     """The metrics, the drift and the gates, for people."""
-    for metric in found.metrics:
-        screen.show(f"{metric.name}: {metric.n} documents, {metric.tokens:,} tokens: {metric.verdict}")
-        screen.show("    raw         " + _compared(metric))
-        screen.show("    calibrated  " + (_compared(metric.calibrated) if metric.calibrated else "not finite"))
     from planner.evaluation.statistics import LEVEL
     from planner.evaluation.verdicts import RESOLUTION
 
+    for metric in found.metrics:
+        below = metric.difference is not None and 0 < abs(metric.difference) < RESOLUTION
+        why = f" (below {RESOLUTION:g}, the resolution)" if below else ""
+        screen.show(f"{metric.name}: {metric.n} documents, {metric.tokens:,} tokens: {metric.verdict}{why}")
+        screen.show("    raw         " + _compared(metric))
+        screen.show("    calibrated  " + (_compared(metric.calibrated) if metric.calibrated else "not finite"))
     screen.show("nats per token, lower is better; calibrated: each side at its own best logit temperature")
     screen.show(f"a verdict asks for p < {LEVEL:g}, adjusted for several metrics, and a difference of {RESOLUTION:g}")
     drift = found.drift

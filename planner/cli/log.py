@@ -17,11 +17,12 @@ def command(model: ModelArgument, as_json: Json = False) -> None:
     ledger = read_ledger(path)
     if ledger is None:
         checkpoint_at(model)  # a folder that is no checkpoint is an error, not an empty history
-        screen.emit({"path": str(path), "events": [], "in_force": []})
+        screen.emit({"schema": "planner/log@1", "path": str(path), "events": [], "in_force": []})
         screen.show(f"{path} has no history: no patch was ever applied to it")
         return
     screen.emit(
         {
+            "schema": "planner/log@1",
             "path": str(path),
             "parent": ledger.parent.model_dump(mode="json") if ledger.parent else None,
             "original_fingerprint": ledger.original.fingerprint,

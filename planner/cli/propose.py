@@ -13,8 +13,9 @@ from planner.cli.given import Json, ModelArgument, at_most
 from planner.errors import UsageError
 
 if TYPE_CHECKING:
-    from planner.analysts import AnalystChoice, Proposal
+    from planner.analysts import AnalystChoice
     from planner.cli.console import Screen
+    from planner.plan import Plan
 
 
 def command(
@@ -46,7 +47,7 @@ def command(
 
     screen = Screen(as_json=as_json)
     choice = _choice(
-        kind=analyst or ("llm" if llm else "rules"),
+        kind=analyst or ("llm" if llm or base_url else "rules"),
         llm=llm,
         base_url=base_url,
         repairs=repairs,
@@ -61,11 +62,11 @@ def command(
     brief = Brief(
         goal=goal, profile=profile, policy=limits, check=lambda plan: check(plan, checkpoint, profile, limits)
     )
-    proposal = propose_to(out, brief, choice, environment=os.environ, tell=screen.say)
-    screen.emit(proposal.plan)
-    _print(proposal, choice, screen)
+    plan = propose_to(out, brief, choice, environment=os.environ, tell=screen.say)
+    screen.emit(plan)
+    _print(plan, choice, screen)
     screen.say(f"wrote {out}")
-    if proposal.plan.modifications:
+    if plan.modifications:
         screen.say(f"next: planner check {out} --model {model}")
 
 
@@ -87,12 +88,11 @@ def _choice(**given: object) -> AnalystChoice:
         ) from None
 
 
-def _print(proposal: Proposal, choice: AnalystChoice, screen: Screen) -> None:
+def _print(plan: Plan, choice: AnalystChoice, screen: Screen) -> None:
     from planner.cli.check import describe
 
-    plan = proposal.plan
     count = len(plan.modifications)
-    screen.show(f"{count or 'no'} modification{'' if count == 1 else 's'} by {choice.kind}: {proposal.note}")
+    screen.show(f"{count or 'no'} modification{'' if count == 1 else 's'} by {choice.kind}: {plan.note}")
     for modification in plan.modifications:
         target = modification.target
         where = " ".join([*(target.tensors or ()), *(target.roles or ())])

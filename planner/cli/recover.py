@@ -22,7 +22,7 @@ def command(model: ModelArgument, as_json: Json = False) -> None:
         if not path.parent.is_dir():
             raise
     removed = recover(path)
-    screen.emit({"path": str(path), "removed": [str(stage) for stage in removed]})
+    screen.emit({"schema": "planner/recovered@1", "path": str(path), "removed": [str(stage) for stage in removed]})
     for stage in removed:
         screen.show(f"removed {stage}")
     screen.show(f"{path} is whole" if path.exists() else f"{path} was never written")

@@ -29,6 +29,7 @@ def command(
     original = ledger.current.fingerprint == ledger.original.fingerprint
     screen.emit(
         {
+            "schema": "planner/reverted@1",
             "path": str(path),
             "in_force": list(ledger.in_force),
             "fingerprint": ledger.current.fingerprint,

@@ -52,7 +52,7 @@ def command(
         )
     name = reviewer or invoking_user()
     approved, rejected = _decisions(read, approve, reject, more or [])
-    if not approved and not rejected:
+    if not approve and not reject:
         report = check(read, checkpoint, profile, Policy())
         for decided in _asked(read, report, name, screen):
             read = decided
@@ -83,10 +83,13 @@ def _decisions(
 
 
 def _ids(plan: Plan, given: list[str] | None, more: Sequence[str]) -> list[str]:
+    from planner.plan import undecided
+
     if not given:
         return []
     ids = [name for text in (*given, *more) for name in text.split(",") if name]
-    return [modification.id for modification in plan.modifications] if ids == ["all"] else ids
+    # `all` is everything still open: a decision that somebody took is overturned only by naming it.
+    return [modification.id for modification in undecided(plan)] if ids == ["all"] else ids
 
 
 def _asked(plan: Plan, report: CheckReport, reviewer: str, screen: Screen) -> Iterator[Plan]:

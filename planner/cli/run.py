@@ -41,4 +41,6 @@ def command(
         show_evaluation(Evaluation.model_validate_json(read_text(folder / "evaluation.json")), screen)
     screen.show(f"{outcome.decision}: {outcome.why}")
     screen.show(f"run folder: {folder}")
+    if outcome.decision == "kept":
+        screen.show(f"result: {outcome.candidate}")
     return outcome.exit_status

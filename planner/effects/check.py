@@ -242,7 +242,7 @@ def _size_problems(
     problems = []
     for tensor in together:
         change = tensor.relative_change
-        if change is None or change > policy.largest_relative_change:
+        if not tensor.broken_elements and (change is None or change > policy.largest_relative_change):
             size = "without bound" if change is None else f"by {change:.3g} of its norm"
             problems.append(
                 Problem(

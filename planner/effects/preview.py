@@ -138,12 +138,18 @@ class _Comparison:
             elements=elements,
             changed_elements=self.changed,
             changed_fraction=self.changed / elements if elements else 0.0,
-            realised_scale=_plain(product / square) if square > 0 else None,
-            relative_change=_plain(math.sqrt(distance / square)) if square > 0 else (0.0 if distance == 0 else None),
+            realised_scale=_plain(product / square) if square > 0 and not self.broken else None,
+            relative_change=None if self.broken else _relative(distance, square),
             broken_elements=self.broken,
             before=self.before.moments(),
             after=self.after.moments(),
         )
+
+
+def _relative(distance: float, square: float) -> float | None:
+    if square > 0:
+        return _plain(math.sqrt(distance / square))
+    return 0.0 if distance == 0 else None
 
 
 def _count(mask: NDArray[np.bool_], weights: Weights) -> int:

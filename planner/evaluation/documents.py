@@ -34,7 +34,8 @@ def read_text_file(path: Path) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise FileUnreadable(
-            f"cannot read {path}: {error.strerror or error}", hint="check the path; it is relative to the suite file"
+            f"cannot read {path}: {error.strerror or error}",
+            hint="check the path; a text is named relative to its suite file",
         ) from None
     try:
         data.decode("utf-8-sig")

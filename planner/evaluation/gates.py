@@ -33,7 +33,7 @@ def _improved(metric: MetricResult) -> tuple[bool, str]:
         return False, _broken(metric)
     passed = metric.verdict == "improved"
     why = f"the verdict is {metric.verdict!r}: {_numbers(metric)}"
-    if not passed and metric.calibrated.mde is not None:
+    if metric.verdict == "no detectable change" and metric.calibrated.mde:
         why += f"; on this text a difference below about {metric.calibrated.mde:.1g} would often go unseen"
     return passed, why
 

@@ -39,7 +39,7 @@ def require_torch() -> None:
         except ImportError as error:
             raise ExtraMissing(
                 f"evaluating needs {module}, which cannot be imported: {error}",
-                hint='install the extra: pip install "model-patch-planner[torch]"',
+                hint="install the extra: pip install 'model-patch-planner[torch]' (in a checkout: '.[torch]')",
             ) from None
 
 

@@ -146,7 +146,7 @@ def _litellm() -> Any:
     if litellm is None:
         raise ExtraMissing(
             "a model named provider/model needs litellm, which is not installed",
-            hint="pip install 'model-patch-planner[litellm]', or give an OpenAI-compatible address with --base-url",
+            hint="pip install 'model-patch-planner[litellm]' (in a checkout: '.[litellm]'), or give --base-url",
         )
     # It prints advertisements to stdout with every exception, and the bodies of answers to stderr.
     litellm.suppress_debug_info = True

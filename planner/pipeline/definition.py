@@ -78,4 +78,11 @@ def read_pipeline(path: Path) -> Pipeline:
         raise PipelineInvalid(f"{path}: {problems}", hint=_HINT) from None
 
 
-_HINT = "schemas/pipeline.schema.json says what a pipeline holds"
+_HINT = "; ".join(
+    f"{name}: {', '.join(fields)}"
+    for name, fields in {
+        "fields": Pipeline.model_fields,
+        "analyst": AnalystChoice.model_fields,
+        "review": ReviewRule.model_fields,
+    }.items()
+)

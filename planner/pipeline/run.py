@@ -18,6 +18,7 @@ from planner.checkpoint import Checkpoint, locate, open_checkpoint
 from planner.effects import CheckReport, check
 from planner.errors import GateRefused, PipelineInvalid, PlanNotApproved, StalePlan
 from planner.evaluation import Evaluation, Side, evaluate, load_suite
+from planner.evaluation.loading import require_torch
 from planner.inputs import read_text
 from planner.pipeline.definition import Pipeline, ReviewRule, Started
 from planner.pipeline.outcome import Outcome
@@ -113,6 +114,7 @@ class _Run:
         self._folder = folder
         self._environment = environment
         self._watcher = watcher
+        require_torch()  # the evaluation needs it; better to hear so before the work than after
         nearby = origin / pipeline.model
         self._model = locate(str(nearby) if nearby.exists() else pipeline.model)
         self._checkpoint: Checkpoint = open_checkpoint(self._model)
@@ -155,10 +157,10 @@ class _Run:
                 policy=self._policy,
                 check=lambda plan: check(plan, self._checkpoint, profile, self._policy),
             )
-            proposal = propose_to(
+            proposed = propose_to(
                 path, brief, self._pipeline.analyst, environment=self._environment, tell=self._watcher.say
             )
-            self._watcher.say(proposal.note)
+            self._watcher.say(proposed.note)
         return read_plan(read_text(path))
 
     def check(self, plan: Plan, profile: Profile) -> CheckReport:
@@ -173,7 +175,11 @@ class _Run:
         if not path.is_file():
             fsio.replace_file(path, write_plan(_reviewed(plan, report, self._pipeline.review)))
             self._watcher.say(f"reviewed by {self._pipeline.review}")
-        return read_plan(read_text(path))
+        reviewed = read_plan(read_text(path))
+        for name, decision in reviewed.review.items():
+            if decision.decision == "rejected":
+                self._watcher.say(f"rejected {name}: {decision.comment}")
+        return reviewed
 
     def apply(self, reviewed: Plan) -> Receipt:
         def applied() -> Receipt:

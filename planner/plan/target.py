@@ -104,7 +104,9 @@ def _filtered_by_role(names: list[str], roles: tuple[str, ...]) -> list[str]:
     there = {role_of(name).role for name in names}
     for role in roles:
         if role not in there:
-            raise TargetUnmatched(f"no tensor here has the role {role!r}", hint=_nearest(role, sorted(there)))
+            raise TargetUnmatched(
+                f"no tensor that the target names so far has the role {role!r}", hint=_nearest(role, sorted(there))
+            )
     return [name for name in names if role_of(name).role in roles]
 
 

@@ -121,6 +121,8 @@ class Plan(Record):
     """The checkpoint it was made for."""
     analyst: AnalystRecord
     """Who wrote it."""
+    note: str = Field(default="", max_length=2048)
+    """What the analyst says about the plan as a whole."""
     modifications: tuple[Modification, ...]
     """What to do, in order."""
     review: dict[str, Decision] = {}

@@ -80,7 +80,7 @@ def _refuse_damaged(model: Path, ledger: Ledger, found: State) -> None:
     if wrong or found.fingerprint != ledger.current.fingerprint:
         raise LedgerDamaged(
             f"{model} is not what its ledger says: {', '.join(wrong[:5]) or 'config.json'}",
-            hint="`planner verify MODEL` names everything that differs",
+            hint="`planner verify MODEL` names what differs; put those files back from a copy, then revert",
         )
 
 

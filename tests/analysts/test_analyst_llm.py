@@ -238,7 +238,7 @@ def test_a_hostile_name_does_not_break_the_repair_message(brief, tmp_path):
     }
     client = ScriptedClient([json.dumps({"modifications": [bad]}), '{"modifications": []}'])
     analyst = LLMAnalyst(client)
-    assert analyst.propose(brief(model)).plan.modifications == ()
+    assert analyst.propose(brief(model)).modifications == ()
     for exchange in analyst.transcript.exchanges:
         for message in exchange.request.messages:
             assert "\x1b" not in message.content
@@ -257,7 +257,35 @@ def test_the_analyst_by_itself_raises_every_problem_and_is_silent(brief, tiny_mo
 def test_a_secret_is_kept_out_wherever_a_client_lets_it_through(brief, tiny_model):
     client = ScriptedClient(['{"modifications": []}'], name=f"model-of-{CANARY}")
     analyst = LLMAnalyst(client, secrets=[CANARY])
-    assert CANARY not in analyst.propose(brief(tiny_model)).plan.model_dump_json()
+    assert CANARY not in analyst.propose(brief(tiny_model)).model_dump_json()
     given = analyst.transcript.model_dump_json()
     assert CANARY in given, "as the name of the model that was asked for"
     assert CANARY.encode() not in analyst.transcript.encoded([CANARY])
+
+
+def test_the_prompts_keep_their_lines(ask, answer):
+    wrong = answer(
+        evidence=[{"tensor": "x", "fact": "std", "value": 1.0}, {"tensor": "y", "fact": "std", "value": 1.0}]
+    )
+    server, _ = ask(Answer(wrong), Answer(answer()))
+    prompt, repair = sent(server), server.requests[1].body["messages"][-1]["content"]
+    for kind in OPERATIONS:
+        assert len([line for line in prompt.splitlines() if line.startswith(f"- `{kind}`: ")]) == 1
+    assert all(line.startswith("  Example: ") for line in prompt.splitlines() if "Example: " in line)
+    assert len([line for line in repair.splitlines() if line.startswith("- m01: ")]) == 2
+    assert ".." not in prompt.partition("# Operations")[2].partition("# Targets")[0]
+
+
+def test_what_a_model_says_of_the_plan_is_in_the_plan(ask, answer, tmp_path):
+    ask(Answer(answer()))
+    assert read_plan((tmp_path / "plan.json").read_text()).note == "one careful step"
+
+
+def test_a_later_try_keeps_the_transcript_of_an_earlier_one(ask, answer, tmp_path):
+    _, failed = ask(Answer("no"), options=["--repairs", "0"])
+    assert failed.status == 6
+    first = (tmp_path / "plan.transcript.json").read_bytes()
+    _, result = ask(Answer(answer()))
+    assert result.status == 0
+    assert (tmp_path / "plan.transcript.json").read_bytes() == first
+    assert "one careful step" in (tmp_path / "plan.transcript-2.json").read_text()

@@ -48,17 +48,17 @@ FAULTY = "model.layers.3.q_proj.weight"
 def proposal_for(brief, folder, tensors, **policy):
     given = brief(write_checkpoint(folder, tensors), **policy)
     proposal = RulesAnalyst().propose(given)
-    assert given.check(proposal.plan).accepted, "what the rules propose always passes the check"
+    assert given.check(proposal).accepted, "what the rules propose always passes the check"
     return proposal
 
 
 def kinds(proposal):
-    return [(m.operation.kind, m.target.tensors) for m in proposal.plan.modifications]
+    return [(m.operation.kind, m.target.tensors) for m in proposal.modifications]
 
 
 def test_plain_random_weights_are_left_alone(brief, tmp_path):
     proposal = proposal_for(brief, tmp_path, weights())
-    assert proposal.plan.modifications == ()
+    assert proposal.modifications == ()
     assert proposal.note.startswith("nothing worth changing")
 
 
@@ -78,7 +78,7 @@ def test_nothing_worth_changing_is_status_0_and_still_a_plan(planner, tmp_path):
 def test_infinities_are_brought_to_the_largest_finite_weight(brief, tmp_path):
     proposal = proposal_for(brief, tmp_path, weights(faults={FAULTY: at(7, np.inf)}))
     assert kinds(proposal) == [("clamp", (FAULTY,))]
-    (modification,) = proposal.plan.modifications
+    (modification,) = proposal.modifications
     assert {cited.fact for cited in modification.evidence} == {"inf", "min", "max"}
     assert modification.operation.maximum < 1
 
@@ -92,7 +92,7 @@ def test_infinities_beside_nans_are_left_to_a_person(brief, tmp_path):
 def test_a_few_outliers_between_six_and_ten_sigma_are_trimmed_to_six(brief, tmp_path, sign):
     proposal = proposal_for(brief, tmp_path, weights(faults={FAULTY: at([3, 5], sign * 8 * 0.05)}))
     assert kinds(proposal) == [("clamp", (FAULTY,))]
-    (modification,) = proposal.plan.modifications
+    (modification,) = proposal.modifications
     assert modification.reasoning.startswith("2 of 6,144 elements lie beyond 6 standard deviations")
     assert modification.operation.maximum == pytest.approx(6 * 0.05, rel=0.05)
     assert modification.confidence <= 0.5
@@ -124,7 +124,7 @@ def test_outliers_in_a_small_or_flat_tensor_say_nothing(brief, tmp_path):
 def test_an_outlying_layer_takes_a_small_step_towards_its_peers(brief, tmp_path, ratio, factor):
     proposal = proposal_for(brief, tmp_path, weights(faults={FAULTY: lambda values: values * ratio}))
     assert kinds(proposal) == [("scale", (FAULTY,))]
-    (modification,) = proposal.plan.modifications
+    (modification,) = proposal.modifications
     assert modification.operation.factor == pytest.approx(factor, rel=1e-3)
     said = re.search(r"is ([\d.]+) times the median of its 6 peers", modification.reasoning)
     assert said
@@ -149,10 +149,10 @@ def test_the_same_checkpoint_gives_the_same_modifications(brief, tmp_path):
     faults = {FAULTY: at(3, 0.4), "model.layers.1.up_proj.weight": lambda values: values * 2}
     first = proposal_for(brief, tmp_path / "a", weights(faults=faults))
     second = proposal_for(brief, tmp_path / "b", weights(faults=faults))
-    assert len(first.plan.modifications) == 2
-    assert first.plan.modifications == second.plan.modifications
-    assert first.plan.checkpoint.fingerprint == second.plan.checkpoint.fingerprint
-    assert first.plan.id != second.plan.id
+    assert len(first.modifications) == 2
+    assert first.modifications == second.modifications
+    assert first.checkpoint.fingerprint == second.checkpoint.fingerprint
+    assert first.id != second.id
 
 
 def test_protected_tensors_and_forbidden_operations_are_left_out_and_counted(brief, tmp_path):
@@ -172,7 +172,7 @@ def test_protected_tensors_and_forbidden_operations_are_left_out_and_counted(bri
 def test_a_policy_of_few_modifications_gets_the_first_few(brief, tmp_path, most):
     faults = {f"model.layers.{layer}.q_proj.weight": at(3, 0.4) for layer in range(4)}
     proposal = proposal_for(brief, tmp_path, weights(faults=faults), most_modifications=most)
-    assert len(proposal.plan.modifications) == most
+    assert len(proposal.modifications) == most
     assert f"{4 - most} more" in proposal.note
 
 
@@ -194,12 +194,12 @@ def test_quantised_tensors_are_passed_over(brief, tmp_path):
 def test_on_the_tiny_model_the_rules_speak_and_the_check_agrees(brief, tiny_model):
     given = brief(tiny_model)
     proposal = RulesAnalyst().propose(given)
-    assert proposal.plan.modifications
-    assert given.check(proposal.plan).accepted
+    assert proposal.modifications
+    assert given.check(proposal).accepted
     names = [tensor.name for tensor in given.profile.tensors]
-    for modification in proposal.plan.modifications:
+    for modification in proposal.modifications:
         assert resolve(modification.target, names)
         assert modification.evidence
-    assert proposal.plan.analyst.kind == "rules"
-    assert proposal.plan.analyst.requests == 0
-    assert f"{len(proposal.plan.modifications)} anomal" in proposal.note
+    assert proposal.analyst.kind == "rules"
+    assert proposal.analyst.requests == 0
+    assert f"{len(proposal.modifications)} anomal" in proposal.note

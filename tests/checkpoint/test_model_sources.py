@@ -197,3 +197,16 @@ def test_a_bare_word_is_a_mistyped_folder_and_is_not_asked_of_the_network(
     with pytest.raises(NotACheckpoint, match="neither a folder nor") as refused:
         locate("tinymodel", environment={"HF_HUB_CACHE": str(tmp_path)})
     assert "org/name" in refused.value.hint
+
+
+def test_a_path_mistyped_below_a_folder_that_exists_is_no_model_id(tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotACheckpoint, match="models/my-modle does not exist"):
+        locate("models/my-modle")
+
+
+def test_a_snapshot_of_a_cache_without_links_is_a_hub_cache_too(tmp_path):
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    assert in_hub_cache(snapshot)

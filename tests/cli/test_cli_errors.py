@@ -275,7 +275,7 @@ def test_an_output_that_exists_is_never_overwritten(planner, approved, tiny_mode
 def test_a_missing_extra_says_how_to_install_it(planner, tiny_model, suite, monkeypatch, extra):
     monkeypatch.setitem(sys.modules, extra, None)
     result = planner("evaluate", tiny_model, "--baseline", tiny_model, "--suite", suite(0), "--json")
-    failed(result, 2, "extra-missing", extra, 'pip install "model-patch-planner[torch]"')
+    failed(result, 2, "extra-missing", extra, "pip install 'model-patch-planner[torch]'")
 
 
 def test_a_missing_litellm_says_how_to_install_it(planner, tiny_model, tmp_path, monkeypatch):

@@ -109,3 +109,22 @@ def test_apply_yes_is_recorded_as_the_users_own_decision(planner, proposed, tiny
             ("m03", "approved", "karl", "apply --yes"),
         ]
     }
+
+
+def test_all_means_all_that_is_open_and_overturns_nobody(planner, proposed, tiny_model):
+    assert planner("review", proposed, "--model", tiny_model, "--reject", "m02", "--why", "too bold").status == 0
+    assert planner("review", proposed, "--model", tiny_model, "--approve", "all", "--reviewer", "ann").status == 0
+    found = decisions(proposed)
+    assert found["m02"][0::2] == ("rejected", "too bold")
+    assert {name for name, decision in found.items() if decision[0] == "approved"} == {"m01", "m03"}
+    assert planner("review", proposed, "--model", tiny_model, "--approve", "m02", "--reviewer", "ann").status == 0
+    assert decisions(proposed)["m02"][:2] == ("approved", "ann"), "by name it can be overturned"
+    again = planner("review", proposed, "--model", tiny_model, "--approve", "all")
+    assert again.status == 0, "nothing is open, and nobody is asked"
+
+
+def test_ctrl_c_in_the_middle_of_a_review_keeps_what_was_decided(planner, proposed, tiny_model, types):
+    types("a", "fine")  # then the terminal is gone
+    result = planner("review", proposed, "--model", tiny_model, "--reviewer", "ann")
+    assert result.status == 130
+    assert decisions(proposed) == {"m01": ("approved", "ann", "fine")}

@@ -304,3 +304,10 @@ def test_the_spread_of_norm_weights_is_not_lost_beside_their_mean(tmp_path: Path
 def test_an_empty_plan_has_no_effect_and_no_problem(model: Path) -> None:
     report = _checked(model)
     assert (report.accepted, report.plan_effect, report.tensors) == (True, "void", ())
+
+
+def test_a_change_that_breaks_elements_has_no_size(model: Path) -> None:
+    report = _checked(model, _on("0", "scale", factor=1e39))
+    assert [problem.code for problem in report.problems] == ["not-finite"]
+    (tensor,) = report.tensors
+    assert (tensor.relative_change, tensor.realised_scale) == (None, None)

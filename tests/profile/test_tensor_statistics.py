@@ -118,7 +118,8 @@ def rounded(value: Fraction) -> float:
 
 
 def assert_exact(found: Statistics, patterns: Array, dtype: FloatDtype) -> None:
-    values = dtype.decode(patterns.reshape(-1)).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        values = dtype.decode(patterns.reshape(-1)).astype(np.float64)
     assert found.nan == np.count_nonzero(np.isnan(values))
     assert found.inf == np.count_nonzero(np.isinf(values))
     x = sorted(Fraction(value) for value in values[np.isfinite(values)].tolist())

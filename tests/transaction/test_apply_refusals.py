@@ -174,7 +174,7 @@ def test_a_rejected_modification_does_not_count_against_the_policy(model: Path) 
         (scale(2, tensors=["model.layers.0.mlp.upproj.weight"]), "no tensor matches"),
         (scale(2, tensors=["model.layers.{0-4}.mlp.up_proj.weight"]), "no tensor matches 'model.layers.4.mlp"),
         (scale(2, layers="2-9"), "no layer 4, 5, 6, 7, 8, 9"),
-        (scale(2, roles=["gate_proj"]), "no tensor here has the role 'gate_proj'"),
+        (scale(2, roles=["gate_proj"]), "has the role 'gate_proj'"),
         (scale(2, tensors=["*norm*"], layers="0"), "no layer 0 (no tensor here is in a layer)"),
         (scale(1e40, layers="0", tensors=["*"]), "would become NaN or infinite"),
         ({**scale(2, layers="0"), "evidence": [{"tensor": FIRST, "fact": "std", "value": 1.0}]}, "it cites std = 1.0"),
