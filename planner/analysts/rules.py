@@ -83,7 +83,7 @@ def isolated_outliers(profile: Profile) -> Iterator[Finding]:
                     maximum=tensor.mean + _TRIM_AT * tensor.std,
                 ),
                 f"{count} of {tensor.elements:,} elements {'lies' if count == 1 else 'lie'} beyond {_TRIM_AT} standard "
-                f"deviations, the farthest at {reach:.1f}. That is rare, and short of the single weights known to carry "
+                f"deviations, the farthest at {reach:.1f}. That is rare, and short of the weights known to carry "
                 "a function; it more likely fits a few training examples than the task.",
                 0.25,
                 "loss unchanged within its interval; a smaller range to quantise",
