@@ -32,7 +32,9 @@ def operation_catalogue() -> list[dict[str, Any]]:
             "kind": kind,
             "meaning": " ".join((operation.__doc__ or "").split()),
             "parameters": "; ".join(
-                f"`{name}`: {field.description}" for name, field in operation.model_fields.items() if name != "kind"
+                f"`{name}`: {(field.description or '').rstrip('.')}"
+                for name, field in operation.model_fields.items()
+                if name != "kind"
             ),
             "examples": [_example(kind, example) for example in operation.EXAMPLES],
         }

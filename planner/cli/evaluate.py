@@ -35,7 +35,7 @@ def command(
     loaded = load_suite(suite)
     before, after = checkpoint_at(baseline), checkpoint_at(model)
     sides = [Side(name=c.name, fingerprint=profiled(c, screen).fingerprint) for c in (before, after)]
-    with screen.progress("evaluating", unit="tokens") as bar:
+    with screen.progress("loading both models, then evaluating by tokens", unit="tokens") as bar:
         found = evaluate(
             before.path,
             after.path,
