@@ -30,9 +30,11 @@ __all__ = [
     "link_or_copy_file",
     "lock",
     "make_folder",
+    "not_as_written",
     "publish_folder",
     "remove_tree",
     "replace_file",
+    "require_folder_of",
     "require_space",
     "storage_errors",
 ]
@@ -61,6 +63,14 @@ def _translated(error: OSError, path: Path) -> StorageError:
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return ReadOnly(f"{path} may not be written: {reason}", hint="choose a place you may write to with --out")
     return StorageError(f"{path}: {reason}", hint="check the disk and the path, then run the command again")
+
+
+def not_as_written(what: str) -> StorageError:
+    """The error for a disk that gave back something else than it was given, found before anything was committed."""
+    return StorageError(
+        f"what came back from the disk is not what was written: {what}",
+        hint="nothing was changed; check the disk, and that nobody else writes to the checkpoint",
+    )
 
 
 def create_file(
@@ -211,6 +221,12 @@ def remove_tree(path: Path) -> None:
     """Remove a folder and all that is in it, if it is there."""
     with storage_errors(path), suppress(FileNotFoundError):
         shutil.rmtree(path)
+
+
+def require_folder_of(path: Path) -> None:
+    """Raise `StorageError` if the folder that `path` is to be made in does not exist."""
+    if not path.parent.is_dir():
+        raise StorageError(f"the folder {path.parent} does not exist", hint="make it first, or choose another place")
 
 
 def require_space(folder: Path, needed: int) -> None:

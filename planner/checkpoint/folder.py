@@ -87,6 +87,15 @@ class Checkpoint:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
+    def header(self, shard: str) -> Header:
+        """The header of the shard in the file called `shard`."""
+        return next(found.header for found in self.shards if found.name == shard)
+
+    def header_bytes(self, shard: str) -> bytes:
+        """That header as it lies in the file, its length and padding included."""
+        with (self.path / shard).open("rb") as file:
+            return file.read(self.header(shard).data_begin)
+
     def chunks(self, tensor: Tensor, *, size: int = _CHUNK) -> Iterator[bytes]:
         """The tensor's bytes, in order, at most `size` at a time (a multiple of 16, so elements are never cut).
 

@@ -25,13 +25,13 @@ def command(
     """Did it help? Paired statistics on the same documents, drift, and gates."""
     from planner import fsio
     from planner.cli.console import Screen
-    from planner.cli.given import checkpoint_at, profiled, require_folder_of
+    from planner.cli.given import checkpoint_at, profiled
     from planner.errors import GateRefused
     from planner.evaluation import Side, evaluate, load_suite
 
     screen = Screen(as_json=as_json)
     if out:
-        require_folder_of(out)
+        fsio.require_folder_of(out)
     loaded = load_suite(suite)
     before, after = checkpoint_at(baseline), checkpoint_at(model)
     sides = [Side(name=c.name, fingerprint=profiled(c, screen).fingerprint) for c in (before, after)]

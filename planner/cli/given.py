@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from planner.errors import OutputExists, StorageError
+from planner.errors import OutputExists
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,6 @@ __all__ = [
     "plan_at",
     "policy_at",
     "profiled",
-    "require_folder_of",
 ]
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder, or hub id with @revision.")]
@@ -89,12 +88,8 @@ def at_most(longest: int) -> Callable[[str | None], str | None]:
 
 def free_name(path: Path) -> None:
     """Raises `OutputExists` if something is there already, or `StorageError` if its folder is not."""
+    from planner import fsio
+
     if path.exists():
         raise OutputExists(f"{path} exists", hint="choose another name with --out, or remove it")
-    require_folder_of(path)
-
-
-def require_folder_of(path: Path) -> None:
-    """Raises `StorageError` if the folder of `path` does not exist: better now than after an hour of work."""
-    if not path.parent.is_dir():
-        raise StorageError(f"the folder {path.parent} does not exist", hint="make it first, or choose another place")
+    fsio.require_folder_of(path)  # better now than after an hour of work

@@ -60,6 +60,11 @@ class FloatDtype:
         with np.errstate(invalid="ignore"):
             return stored.astype(self.working, copy=False)
 
+    def decode_float64(self, patterns: Patterns) -> NDArray[np.float64]:
+        """Values of stored patterns, exactly, in float64, for sums; same shape."""
+        with np.errstate(invalid="ignore"):  # a signalling NaN, again
+            return self.decode(patterns).astype(np.float64, copy=False)
+
     def encode(self, values: Values) -> Patterns:
         """Nearest patterns, ties to even; beyond the largest finite value, infinity. Same shape."""
         with np.errstate(over="ignore", invalid="ignore"):

@@ -137,8 +137,7 @@ class _Sums:
 
     def add(self, old: Patterns, new: Patterns) -> None:
         self.changed += int(np.count_nonzero(old != new))
-        with np.errstate(invalid="ignore"):  # signalling NaN
-            x, y = self.dtype.decode(old).astype(np.float64), self.dtype.decode(new).astype(np.float64)
+        x, y = self.dtype.decode_float64(old), self.dtype.decode_float64(new)
         finite = np.isfinite(x) & np.isfinite(y)
         x, y = x[finite], y[finite]
         if not x.size:

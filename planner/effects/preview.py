@@ -117,8 +117,7 @@ class _Comparison:
     distance: list[float] = field(default_factory=list)
 
     def add(self, old: Patterns, new: Patterns, dtype: FloatDtype, weights: Weights) -> None:
-        with np.errstate(invalid="ignore"):  # signalling NaN
-            before, after = dtype.decode(old).astype(np.float64), dtype.decode(new).astype(np.float64)
+        before, after = dtype.decode_float64(old), dtype.decode_float64(new)
         self.before.add(before, weights)
         self.after.add(after, weights)
         self.changed += _count(old != new, weights)

@@ -85,17 +85,19 @@ def _told(story: _Run, pipeline: Pipeline, folder: Path, watcher: Watcher) -> Ou
     profile = story.profile()
     plan = story.plan(profile)
     if not plan.modifications:
-        return story.outcome("nothing proposed", "the analyst proposes no modification", 0)
+        return story.outcome(profile, "nothing proposed", "the analyst proposes no modification", 0)
     report = story.check(plan, profile)
     reviewed = story.review(plan, report)
     if not any(decision.decision == "approved" for decision in reviewed.review.values()):
-        return story.outcome("nothing approved", f"{pipeline.review} approves none", PlanNotApproved.exit_status)
+        return story.outcome(
+            profile, "nothing approved", f"{pipeline.review} approves none", PlanNotApproved.exit_status
+        )
     receipt = story.apply(reviewed)
     evaluation = story.evaluate(profile, receipt)
     if evaluation.accepted:
-        return story.outcome("kept", _reasons(evaluation, passed=True), 0, receipt)
+        return story.outcome(profile, "kept", _reasons(evaluation, passed=True), 0, receipt)
     story.revert(profile)
-    return story.outcome("reverted", _reasons(evaluation, passed=False), GateRefused.exit_status, receipt)
+    return story.outcome(profile, "reverted", _reasons(evaluation, passed=False), GateRefused.exit_status, receipt)
 
 
 def _reasons(evaluation: Evaluation, *, passed: bool) -> str:
@@ -139,13 +141,13 @@ class _Run:
     def profile(self) -> Profile:
         with self._watcher.progress("profiling", self._checkpoint.nbytes) as bar:
             found = profile_of(self._checkpoint, progress=bar.advance)
-        kept = self._folder / "profile.json"
-        if kept.is_file() and Profile.model_validate_json(read_text(kept)).fingerprint != found.fingerprint:
+        kept = self._step("profile.json", lambda: found, Profile.model_validate_json)
+        if kept.fingerprint != found.fingerprint:
             raise StalePlan(
                 f"{self._model} is not the checkpoint that the run in {self._folder} started with",
                 hint="start a new run: --fresh",
             )
-        return self._step("profile.json", lambda: found, Profile.model_validate_json)
+        return kept
 
     def plan(self, profile: Profile) -> Plan:
         path = self._folder / "plan.json"
@@ -217,7 +219,9 @@ class _Run:
             with self._watcher.progress("reverting") as bar:
                 revert(self._candidate, to=0, by="gate", progress=bar.step)
 
-    def outcome(self, decision: str, why: str, status: int, receipt: Receipt | None = None) -> Outcome:
+    def outcome(
+        self, profile: Profile, decision: str, why: str, status: int, receipt: Receipt | None = None
+    ) -> Outcome:
         candidate = open_checkpoint(self._candidate) if receipt else None
         found = Outcome.model_validate(
             {
@@ -225,7 +229,7 @@ class _Run:
                 "why": why,
                 "exit_status": status,
                 "model": str(self._model),
-                "fingerprint": Profile.model_validate_json(read_text(self._folder / "profile.json")).fingerprint,
+                "fingerprint": profile.fingerprint,
                 "candidate": str(self._candidate) if candidate else None,
                 "candidate_fingerprint": profile_of(candidate).fingerprint if candidate else None,
                 "modifications": len(receipt.modifications) if receipt else 0,

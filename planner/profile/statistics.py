@@ -63,8 +63,7 @@ class _Weighted:
 
 def _from_counts(counts: NDArray[np.int64], dtype: FloatDtype) -> Statistics:
     patterns = np.flatnonzero(counts)
-    with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one; it is counted all the same
-        values = dtype.decode(patterns.astype(dtype.pattern)).astype(np.float64)
+    values = dtype.decode_float64(patterns.astype(dtype.pattern))
     occurrences = counts[patterns]
     finite = np.isfinite(values)
     nan = int(occurrences[np.isnan(values)].sum())
@@ -104,8 +103,8 @@ def _from_passes(chunks: Chunks, dtype: FloatDtype) -> Statistics:
 
     def parts() -> Iterable[_Weighted]:
         for patterns in chunks():
-            values = dtype.decode(patterns)
-            yield _Weighted(values[np.isfinite(values)].astype(np.float64, copy=False), None)
+            values = dtype.decode_float64(patterns)
+            yield _Weighted(values[np.isfinite(values)], None)
 
     return _finished(
         parts=parts,

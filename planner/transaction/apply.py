@@ -18,7 +18,6 @@ from planner.errors import (
     OutputExists,
     PlanRefused,
     StalePlan,
-    StorageError,
     UsageError,
     VoidModification,
 )
@@ -144,8 +143,7 @@ def _refuse_unusable(out: Path | None, model: Path) -> None:
     with fsio.storage_errors(out):
         if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
             raise OutputExists(f"{out} exists and is not empty", hint="choose a new folder with --out, or remove it")
-    if not out.parent.is_dir():
-        raise StorageError(f"the folder {out.parent} does not exist", hint="make it first, or choose another place")
+    fsio.require_folder_of(out)
 
 
 def _accepted(plan: Plan, checkpoint: Checkpoint, before: State, policy: Policy, *, allow_void: bool) -> CheckReport:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from planner import fsio
 from planner.checkpoint import digest_file
-from planner.errors import StorageError
 from planner.transaction.ledger import UNDO, patch_folder
 
 __all__ = ["copy_patch"]
@@ -22,7 +21,4 @@ def copy_patch(folder: Path, stage: Path, number: int, *, undone: bool = False) 
             with fsio.storage_errors(path):
                 same = path.samefile(target / path.name) or digest_file(path) == digest_file(target / path.name)
             if not same:
-                raise StorageError(
-                    f"what came back from the disk is not what was written: {path.name} of patch {number}",
-                    hint="nothing was changed; check the disk",
-                )
+                raise fsio.not_as_written(f"{path.name} of patch {number}")

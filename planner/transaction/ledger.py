@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from planner import fsio
-from planner.errors import LedgerDamaged, StorageError
+from planner.errors import LedgerDamaged
 from planner.transaction.state import LEDGER_FOLDER
 from planner.transaction.types import Ledger
 
@@ -56,10 +56,7 @@ def write_record(path: Path, content: bytes) -> None:
     with fsio.storage_errors(path):
         kept = path.read_bytes()
     if kept != content:
-        raise StorageError(
-            f"what came back from the disk is not what was written: {path.name}",
-            hint="nothing was changed; check the disk",
-        )
+        raise fsio.not_as_written(path.name)
 
 
 def encode_ledger(ledger: Ledger) -> bytes:

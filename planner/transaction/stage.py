@@ -110,9 +110,10 @@ def proven(
     `StorageError`.
     """
     try:
-        after = measure(open_checkpoint(stage), progress=progress)
+        written = open_checkpoint(stage)
+        after = measure(written, progress=progress)
     except CheckpointError as error:
-        raise _not_as_written(error.message) from None
+        raise fsio.not_as_written(error.message) from None
     wanted = before.tensors | {name: digest or after.tensors.get(name, "") for name, digest in changed.items()}
     wrong = [name for name in wanted if after.tensors.get(name) != wanted[name]]
     rewritten = {checkpoint.tensors[name].shard for name in changed}
@@ -120,21 +121,14 @@ def proven(
         old, new = before.files.get(name), after.files.get(name)
         if name in rewritten and old and new:
             same = (old.size, old.mode) == (new.size, new.mode)
-            same = same and _header_bytes(checkpoint, checkpoint.path, name) == _header_bytes(checkpoint, stage, name)
+            same = same and checkpoint.header_bytes(name) == written.header_bytes(name)
         else:
             same = old == new
         if not same:
             wrong.append(name)
     if wrong:
-        raise _not_as_written(", ".join(wrong[:5]))
+        raise fsio.not_as_written(", ".join(wrong[:5]))
     return after
-
-
-def _not_as_written(what: str) -> StorageError:
-    return StorageError(
-        f"what came back from the disk is not what was written: {what}",
-        hint="nothing was changed; check the disk, and that nobody else writes to the checkpoint",
-    )
 
 
 def swap_in(stage: Path, final: Path) -> None:
@@ -183,21 +177,13 @@ def _fsync_folders(stage: Path) -> None:
 def _shard_bytes(
     checkpoint: Checkpoint, name: str, contents: Mapping[str, Content], progress: Progress | None
 ) -> Iterator[bytes]:
-    yield _header_bytes(checkpoint, checkpoint.path, name)
-    header = next(shard.header for shard in checkpoint.shards if shard.name == name)
-    for entry in header.entries:
+    yield checkpoint.header_bytes(name)
+    for entry in checkpoint.header(name).entries:
         content = contents.get(entry.name)
         for chunk in content() if content else checkpoint.chunks(checkpoint.tensors[entry.name]):
             yield chunk
             if progress:
                 progress(len(chunk))
-
-
-def _header_bytes(checkpoint: Checkpoint, folder: Path, name: str) -> bytes:
-    """The first bytes of the shard `name` as it is in `folder`: as many as its header has in `checkpoint`."""
-    header = next(shard.header for shard in checkpoint.shards if shard.name == name)
-    with (folder / name).open("rb") as file:
-        return file.read(header.data_begin)
 
 
 def _literal(name: str) -> str:

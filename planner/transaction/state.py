@@ -80,11 +80,8 @@ def measure(checkpoint: Checkpoint, *, progress: Progress | None = None) -> Stat
 
 def _measure_shard(checkpoint: Checkpoint, name: str, tensors: dict[str, str], progress: Progress | None) -> str:
     """Digest of a shard; those of its tensors go into `tensors`. The tensors cover the data, so one reading does."""
-    header = next(shard.header for shard in checkpoint.shards if shard.name == name)
-    whole = blake3()
-    with (checkpoint.path / name).open("rb") as file:
-        whole.update(file.read(header.data_begin))
-    for entry in header.entries:
+    whole = blake3(checkpoint.header_bytes(name))
+    for entry in checkpoint.header(name).entries:
         hasher = blake3()
         for chunk in checkpoint.chunks(checkpoint.tensors[entry.name]):
             hasher.update(chunk)

@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from planner import fsio
 from planner.checkpoint import Checkpoint, encode_header, open_checkpoint
-from planner.errors import CheckpointError, LedgerDamaged, StorageError
+from planner.errors import CheckpointError, LedgerDamaged
 from planner.transaction.ledger import UNDO
 from planner.transaction.stage import Content
 
@@ -26,7 +26,6 @@ def write_undo(folder: Path, checkpoint: Checkpoint, names: Iterable[str], diges
     Raises `StorageError` if what comes back is not what `digests` say.
     """
     tensors = [checkpoint.tensors[name] for name in names]
-
     header = encode_header([(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors], {"format": "pt"})
 
     def content() -> Iterator[bytes]:
@@ -43,10 +42,7 @@ def write_undo(folder: Path, checkpoint: Checkpoint, names: Iterable[str], diges
     except (LedgerDamaged, KeyError):
         wrong = [UNDO]
     if wrong:
-        raise StorageError(
-            f"the undo data did not come back from the disk as written: {', '.join(wrong[:5])}",
-            hint="nothing was changed; check the disk",
-        )
+        raise fsio.not_as_written(f"undo data of {', '.join(wrong[:5])}")
     return (folder / UNDO).stat().st_size
 
 
