@@ -23,7 +23,7 @@ $(VENV)/.demo: pyproject.toml .ci/lock.txt | $(BIN)/python
 # What the checks need on top of it.
 $(VENV)/.dev: $(VENV)/.demo
 	@echo "installing the development tools into $(VENV)"
-	$(PIP) --editable '.[torch,litellm,dev]'
+	$(PIP) --editable '.[torch,litellm,spectra,arrow,dev]'
 	@touch $@
 
 demo: $(VENV)/.demo ## The whole story on the bundled model: profile ... revert (no key, no network)

@@ -32,6 +32,7 @@ __all__ = [
     "make_folder",
     "not_as_written",
     "publish_folder",
+    "remove_file",
     "remove_tree",
     "replace_file",
     "require_folder_of",
@@ -215,6 +216,12 @@ def exchange_folders(first: Path, second: Path) -> None:
     if failed:
         raise _translated(OSError(failed, os.strerror(failed)), second)
     fsync_folder(second.parent)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if it is there."""
+    with storage_errors(path), suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def remove_tree(path: Path) -> None:

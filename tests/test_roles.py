@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.architecture import TensorRole, role_of
+from planner.architecture import TensorRole, fused_experts, role_of
 
 
 @pytest.mark.parametrize(
@@ -38,17 +38,52 @@ def test_a_bias_is_not_reached_by_the_role_of_its_weight() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "role"),
+    ("name", "role", "expert"),
     [
-        ("model.layers.3.mlp.experts.7.down_proj.weight", "experts.down_proj"),
-        ("model.layers.3.mlp.experts.7.down_proj.bias", "experts.down_proj.bias"),
-        ("model.layers.3.block_sparse_moe.experts.0.w1.weight", "experts.w1"),
-        ("model.layers.3.mlp.gate.weight", "gate"),
-        ("model.layers.3.mlp.shared_expert.down_proj.weight", "down_proj"),
+        ("model.layers.3.mlp.experts.7.down_proj.weight", "experts.down_proj", 7),
+        ("model.layers.3.mlp.experts.7.down_proj.bias", "experts.down_proj.bias", 7),
+        ("model.layers.3.block_sparse_moe.experts.0.w1.weight", "experts.w1", 0),
+        ("model.layers.3.mlp.routed_experts.12.w1.weight", "routed_experts.w1", 12),
+        ("model.layers.3.adapters.1.w1.weight", "adapters.w1", None),
+        ("model.layers.3.mlp.experts.down_proj.weight", "down_proj", None),
+        ("model.layers.3.mlp.gate.weight", "gate", None),
+        ("model.layers.3.mlp.shared_expert.down_proj.weight", "down_proj", None),
     ],
 )
-def test_an_expert_is_not_reached_by_the_role_of_a_dense_layer(name: str, role: str) -> None:
-    assert role_of(name) == TensorRole(role, 3)
+def test_an_expert_is_not_reached_by_the_role_of_a_dense_layer(name: str, role: str, expert: int | None) -> None:
+    assert role_of(name) == TensorRole(role, 3, expert)
+
+
+def test_the_first_number_is_the_layer_even_after_the_word_experts() -> None:
+    assert role_of("experts.7.down_proj.weight") == TensorRole("down_proj", 7)
+    assert role_of("experts.7.blocks.2.w1.weight") == TensorRole("blocks.w1", 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "experts"),
+    [
+        ("model.layers.0.mlp.experts.gate_up_proj", (8, 32, 64), 8),
+        ("model.layers.0.mlp.experts.down_proj.weight", (128, 32, 64), 128),
+        ("model.layers.0.block_sparse_moe.input_linear.weight", (32, 48, 16), 32),
+        ("model.layers.0.moe.w1", (2, 2, 2), 2),
+        ("model.layers.0.mlp.experts.gate_up_proj", (4096, 2, 2), 4096),
+        ("model.layers.0.mlp.experts.gate_up_proj", (4097, 2, 2), None),
+        ("model.layers.0.mlp.experts.gate_up_proj", (1, 32, 64), None),
+        ("model.layers.0.mlp.experts.gate_up_proj_bias", (8, 64), None),
+        ("model.layers.0.mlp.experts.gate_up_proj_blocks", (8, 64, 2, 16), None),
+        ("model.layers.0.mlp.experts.conv.weight", (8, 1, 4), None),
+        ("model.layers.0.mlp.experts.3.odd.weight", (8, 4, 4), None),
+        ("model.layers.0.mixer.conv1d.weight", (256, 1, 4), None),
+        ("model.layers.0.mixer.conv1d.weight", (256, 16, 4), None),
+        ("model.layers.0.smoent.weight", (8, 4, 4), None),
+        ("", (8, 4, 4), None),
+        ("experts", (), None),
+    ],
+)
+def test_fused_experts_are_known_by_path_and_shape_together(
+    name: str, shape: tuple[int, ...], experts: int | None
+) -> None:
+    assert fused_experts(name, shape) == experts
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def outlying_layers(profile: Profile) -> Iterator[Finding]:
         for standing in standings(group):
             tensor, rms = standing.tensor, standing.tensor.rms
             assert rms is not None
-            ratio = rms / standing.median_rms
+            ratio = rms / standing.typical
             if abs(standing.robust_z) < _STRONG_Z or max(ratio, 1 / ratio) < _STRONG_RATIO or tensor.nan or tensor.inf:
                 continue
             factor = _LARGEST_STEP if ratio < 1 else 1 / _LARGEST_STEP

@@ -10,13 +10,15 @@ from planner.checkpoint.fingerprint import (
     tensor_digests,
 )
 from planner.checkpoint.folder import Checkpoint, Shard, Tensor, open_checkpoint
-from planner.checkpoint.header import encode_header
+from planner.checkpoint.header import encode_header, read_header
+from planner.checkpoint.reading import TensorReader
 from planner.checkpoint.sources import in_hub_cache, locate
 
 __all__ = [
     "Checkpoint",
     "Shard",
     "Tensor",
+    "TensorReader",
     "digest_bytes",
     "digest_file",
     "encode_header",
@@ -25,5 +27,6 @@ __all__ = [
     "in_hub_cache",
     "locate",
     "open_checkpoint",
+    "read_header",
     "tensor_digests",
 ]

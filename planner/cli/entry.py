@@ -19,6 +19,7 @@ from planner.cli import (
     profile,
     propose,
     recover,
+    report,
     revert,
     review,
     run,
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 for _verb, _short in (
     (profile, "Statistics of every tensor, exact."),
+    (report, "One HTML page: heat maps, histograms, every tensor."),
     (propose, "Write a plan: modifications with reasons and confidence."),
     (check, "Everything wrong with a plan, and what it would do."),
     (review, "Approve or reject each modification."),

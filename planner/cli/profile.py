@@ -3,71 +3,66 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from planner.cli.given import Json, ModelArgument
-
-if TYPE_CHECKING:
-    from planner.cli.console import Screen
-    from planner.profile import Profile, TensorProfile
-
-_HEADINGS = ("role", "layer", "dtype", "shape", "mean", "std", "min", "max", "kurt", ">6std", "z")
+from planner.errors import OutputExists
 
 
 def command(
     model: ModelArgument,
+    tensor: Annotated[
+        list[str] | None,
+        typer.Option("--tensor", metavar="PATTERN", help="Everything about these: name, glob or role."),
+    ] = None,
+    statistic: Annotated[str, typer.Option(metavar="NAME", help="What the bars show: std, rms, kurtosis, ...")] = "std",
+    sort: Annotated[
+        str | None, typer.Option(metavar="NAME", help="One line a tensor, by the magnitude of this statistic.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Lines of --sort.")] = 30,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a table, one row a tensor: .csv, .parquet or .arrow.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write profile.json to this folder.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Read the weights again, even if nothing changed.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Statistics of every tensor, exact, in bounded memory."""
+    """Statistics of every tensor, exact, in bounded memory.
+
+    With --json, --tensor leaves out the other tensors and --sort orders them; nothing else is left out.
+    """
     from planner import fsio
     from planner.cli.console import Screen
     from planner.cli.given import checkpoint_at, profiled
+    from planner.cli.profile_detail import only, show_tensors
+    from planner.cli.profile_table import known_statistic, show_overview, show_sorted, sorted_by
+    from planner.profile.export import writer_of
 
     screen = Screen(as_json=as_json)
+    for name in (statistic, sort):
+        if name is not None:
+            known_statistic(name)
+    if export:
+        write = writer_of(export.name)
+        if export.exists():
+            raise OutputExists(f"{export} exists", hint="choose another name with --export, or remove it")
+        fsio.require_folder_of(export)
     profile = profiled(checkpoint_at(model), screen, force=force)
+    shown = only(profile, tensor) if tensor else profile
+    shown = sorted_by(shown, sort) if sort else shown
     if out:
         fsio.ensure_folder(out)
         fsio.replace_file(out / "profile.json", profile.model_dump_json(indent=1).encode() + b"\n")
         screen.say(f"wrote {out / 'profile.json'}")
-    screen.emit(profile)
-    _print(profile, screen)
-
-
-def _print(profile: Profile, screen: Screen) -> None:
-    from planner.profile import peer_groups, standings
-
-    z = {s.tensor.name: s.robust_z for group in peer_groups(profile.tensors) for s in standings(group)}
-    screen.show(f"{profile.name}: {profile.parameters:,} parameters, {profile.bytes:,} bytes")
-    screen.show(profile.fingerprint)
-    shown = ""
-    rows = []
-    for tensor in sorted(profile.tensors, key=lambda t: (t.layer is not None, t.role, t.layer or 0)):
-        title = tensor.role if tensor.role != shown else ""
-        shown = tensor.role
-        rows.append((title, *_row(tensor, z.get(tensor.name))))
-    screen.table(_HEADINGS, rows, spare=("dtype", "mean", "min", "shape", "max"))
-    screen.show("std: population; kurtosis: excess; z: how far the rms is from that of the same role in other layers.")
-    screen.show("--json has the names, the quantiles and the rest.")
-    for tensor in profile.tensors:
-        if tensor.nan or tensor.inf:
-            screen.show(f"warning: {tensor.name} holds {tensor.nan:,} NaN and {tensor.inf:,} infinite elements")
-
-
-def _row(tensor: TensorProfile, z: float | None) -> tuple[str, ...]:
-    numbers = (tensor.mean, tensor.std, tensor.min, tensor.max)
-    return (
-        "-" if tensor.layer is None else str(tensor.layer),
-        tensor.dtype,
-        "x".join(map(str, tensor.shape)) or "scalar",
-        *(
-            "-" if number is None else f"{number:.2g}" if place == 0 else f"{number:.3g}"
-            for place, number in enumerate(numbers)
-        ),
-        "-" if tensor.kurtosis is None else f"{tensor.kurtosis:.2f}",
-        f"{tensor.outliers.get('6', 0):,}" if tensor.understood else "-",
-        "-" if z is None else f"{z:+.1f}",
-    )
+    if export:
+        fsio.replace_file(export, write(shown))
+        screen.say(f"wrote {export}")
+    screen.emit(shown)
+    if sort:
+        show_sorted(shown, screen, sort, limit, everything=profile)
+    elif tensor:
+        show_tensors(shown, screen, everything=profile)
+    else:
+        show_overview(profile, screen, statistic)

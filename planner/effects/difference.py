@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from typing import Literal
 
 import numpy as np
@@ -169,9 +170,16 @@ class _Sums:
             )
         for digits in range(1, 9):
             if self.square > 0 and math.isfinite(factor := self.product / self.square):
-                yield Scale(factor=float(f"{factor:.{digits}g}"))
+                yield from (Scale(factor=value) for value in _rounded(factor, digits))
             if math.isfinite(self.offset):
-                yield Shift(offset=float(f"{self.offset / self.count:.{digits}g}"))
+                yield from (Shift(offset=value) for value in _rounded(self.offset / self.count, digits))
+
+
+def _rounded(value: float, digits: int) -> tuple[float, ...]:
+    """The value in so many digits and its two neighbours: rounding to few bits leans to one side for some factors."""
+    step = Decimal(1).scaleb(math.floor(math.log10(abs(value))) - digits + 1) if value else Decimal(0)
+    nearest = Decimal(f"{value:.{digits}g}")
+    return tuple(dict.fromkeys(float(nearest + side * step) for side in (0, 1, -1)))
 
 
 def _explained(

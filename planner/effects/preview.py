@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.checkpoint import Checkpoint, Tensor
-from planner.dtypes import FloatDtype
+from planner.dtypes import NUMBERS, FloatDtype
 from planner.dtypes.floats import Patterns
 from planner.effects.types import Moments, Preview
 from planner.operations import Operation, fold
-from planner.profile.statistics import pattern_counts
+from planner.profile.tallies import Matrix, describe
 
 __all__ = ["preview"]
 
@@ -44,7 +44,7 @@ def preview(
     transform = fold(operations, dtype)
     comparison = _Comparison()
     if dtype.tabulable:
-        counts = pattern_counts(chunks, dtype)
+        counts = describe(chunks, Matrix(NUMBERS[dtype.name], tensor.elements, columns=0)).counts
         occurring = np.flatnonzero(counts).astype(dtype.pattern)
         comparison.add(occurring, transform(occurring), dtype, counts[occurring])
     else:

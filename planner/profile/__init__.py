@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from planner.profile.peers import Standing, peer_groups, standings
 from planner.profile.profiler import profile_checkpoint
-from planner.profile.store import profile_of
+from planner.profile.store import histograms_of, profile_of
 from planner.profile.types import OUTLIER_ORDERS, QUANTILES, Profile, Statistics, TensorProfile
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Standing",
     "Statistics",
     "TensorProfile",
+    "histograms_of",
     "peer_groups",
     "profile_checkpoint",
     "profile_of",

@@ -1,7 +1,12 @@
 """Profiles kept by fingerprint, so that a second call on the same checkpoint reads no weight.
 
 What connects a folder to a fingerprint without reading it is a signature of its files: names, sizes, modification
-times and inodes. That is good enough to spare work and not good enough to trust: whoever changes bytes re-hashes.
+times and inodes, as in git's index. That is good enough to spare work and not good enough to trust: whoever changes
+bytes re-hashes. In the cache folder lie
+
+    profiles/FINGERPRINT/   profile.json and, a folder a shard, the histograms; its name says what it describes
+    seen/SIGNATURE          the fingerprint that the files of this signature had
+    partial/RUN/            the shards that a run had finished when it was interrupted
 """
 
 from __future__ import annotations
@@ -9,17 +14,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from planner import __version__, fsio
 from planner.checkpoint import Checkpoint, digest_bytes
 from planner.errors import StorageError
+from planner.profile.histograms import Histograms
+from planner.profile.partial import SETTLED_NS, PartialRun, signature_of
 from planner.profile.profiler import profile_checkpoint
 from planner.profile.types import Profile
 
-__all__ = ["cache_folder", "profile_of"]
-
-_SETTLED_NS = 2_000_000_000
+__all__ = ["cache_folder", "histograms_of", "profile_of"]
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
@@ -33,60 +39,68 @@ def profile_of(
     checkpoint: Checkpoint,
     *,
     force: bool = False,
+    spectra: bool = False,
+    keep: bool = True,
+    workers: int | None = None,
     progress: Callable[[int], None] | None = None,
     cache: Path | None = None,
 ) -> Profile:
     """The profile of a checkpoint: the kept one if its files are as they were, else a new one, which is kept.
 
-    A cache that cannot be read or written costs time, never the result.
+    A run that is interrupted goes on, the next time, after the last shard it finished; `force` begins anew. Without
+    `keep` nothing is written. A cache that cannot be read or written costs time, never the result. Raises what
+    `profile_checkpoint` raises.
     """
     folder = cache or cache_folder()
     signature = _signature(checkpoint)
-    if not force and (kept := _kept(folder, signature)):
+    if not force and (kept := _kept(folder, signature)) and (kept.spectra or not spectra):
         return kept.model_copy(update={"name": checkpoint.name})
+    if not keep:
+        return profile_checkpoint(checkpoint, spectra=spectra, workers=workers, progress=progress)
     started = time.time_ns()
-    profile = profile_checkpoint(checkpoint, progress=progress)
-    # A file changed within the clock's resolution of our reading it could change again unseen (git calls such an entry
-    # racy), and one changed while it was read has another signature now: neither is kept.
-    if _signature(checkpoint) == signature and _newest_ns(checkpoint) < started - _SETTLED_NS:
-        _keep(folder, signature, profile)
+    partial = PartialRun(folder, checkpoint, spectra=spectra, force=force)
+    profile = profile_checkpoint(checkpoint, spectra=spectra, workers=workers, progress=progress, keeper=partial)
+    if _signature(checkpoint) != signature:  # changed while it was read
+        return profile
+    with suppress(StorageError):
+        partial.finish(folder / "profiles" / _hex(profile), profile.model_dump_json().encode())
+        # A file changed within the clock's resolution of our reading could change again unseen (git calls such an
+        # entry racy): it is not recognised by its signature later.
+        if _newest_ns(checkpoint) < started - SETTLED_NS:
+            fsio.ensure_folder(folder / "seen")
+            fsio.replace_file(folder / "seen" / signature, _hex(profile).encode())
     return profile
 
 
-def _files(checkpoint: Checkpoint) -> list[Path]:
-    return [checkpoint.path / name for name in ("config.json", *(shard.name for shard in checkpoint.shards))]
+def histograms_of(profile: Profile, *, cache: Path | None = None) -> Histograms:
+    """The histograms kept with a profile; none where the cache could not be written."""
+    return Histograms((cache or cache_folder()) / "profiles" / _hex(profile))
+
+
+def _hex(profile: Profile) -> str:
+    return profile.fingerprint.removeprefix("blake3:")
 
 
 def _signature(checkpoint: Checkpoint) -> str:
-    lines = [os.path.realpath(checkpoint.path)]
-    for path in _files(checkpoint):
-        if path.exists():
-            found = path.stat()
-            lines.append(f"{path.name} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}")
+    lines = [os.path.realpath(checkpoint.path), *map(signature_of, _files(checkpoint))]
     return digest_bytes(os.fsencode("\n".join(lines))).removeprefix("blake3:")
 
 
+def _files(checkpoint: Checkpoint) -> list[Path]:
+    files = [checkpoint.path / name for name in ("config.json", *(shard.name for shard in checkpoint.shards))]
+    return [path for path in files if path.exists()]
+
+
 def _newest_ns(checkpoint: Checkpoint) -> int:
-    return max(path.stat().st_ctime_ns for path in _files(checkpoint) if path.exists())
+    return max(path.stat().st_ctime_ns for path in _files(checkpoint))
 
 
 def _kept(folder: Path, signature: str) -> Profile | None:
     try:
         fingerprint = (folder / "seen" / signature).read_text(encoding="ascii")
-        text = (folder / "profiles" / f"{fingerprint}.json").read_text(encoding="utf-8")
+        text = (folder / "profiles" / fingerprint / "profile.json").read_text(encoding="utf-8")
         profile = Profile.model_validate_json(text)
     except (OSError, ValueError):  # among them ValidationError, and the zeros that a power cut leaves for a name
         return None
-    ours = profile.fingerprint == f"blake3:{fingerprint}" and profile.planner_version == __version__
+    ours = _hex(profile) == fingerprint and profile.planner_version == __version__
     return profile if ours else None  # another version may have computed something else
-
-
-def _keep(folder: Path, signature: str, profile: Profile) -> None:
-    fingerprint = profile.fingerprint.removeprefix("blake3:")
-    try:
-        for name in ("seen", "profiles"):
-            fsio.ensure_folder(folder / name)
-        fsio.replace_file(folder / "profiles" / f"{fingerprint}.json", profile.model_dump_json().encode())
-        fsio.replace_file(folder / "seen" / signature, fingerprint.encode())
-    except StorageError:
-        return

@@ -5,19 +5,16 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from builders import random_tensor, write_checkpoint, write_shard
+from builders import write_checkpoint, write_shard
+from folders import INDEX, TENSORS, assert_refused, content, edit_index
 
-from planner.checkpoint import Checkpoint, open_checkpoint
+from planner.checkpoint import open_checkpoint
 from planner.errors import (
     CheckpointError,
     ConfigMalformed,
@@ -30,45 +27,6 @@ from planner.errors import (
     ShardTruncated,
     UnknownDtype,
 )
-
-INDEX = "model.safetensors.index.json"
-TENSORS = {f"layers.{n}.w": ("BF16", random_tensor((4, 8), seed=n)) for n in range(4)}
-
-
-@contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """Fail instead of hanging."""
-
-    def late(_: int, __: FrameType | None) -> None:
-        raise AssertionError(f"still waiting after {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def content(checkpoint: Checkpoint, *, size: int = 2**20) -> dict[str, bytes]:
-    return {name: b"".join(checkpoint.chunks(tensor, size=size)) for name, tensor in checkpoint.tensors.items()}
-
-
-def edit_index(folder: Path, change: Any) -> None:
-    index = json.loads((folder / INDEX).read_text())
-    change(index["weight_map"])
-    (folder / INDEX).write_text(json.dumps(index))
-
-
-def assert_refused(folder: Path, error: type[CheckpointError], why: str) -> None:
-    with within(5), pytest.raises(error) as refused:
-        open_checkpoint(folder)
-    assert type(refused.value) is error
-    assert why in refused.value.message
-    assert refused.value.exit_status == 9
-    assert refused.value.hint
-
 
 # What is opened
 
@@ -157,7 +115,9 @@ def test_an_empty_folder(tmp_path: Path) -> None:
     assert_refused(tmp_path, NotACheckpoint, "holds no safetensors file")
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt", "last.ckpt", "weights.pkl"])
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt", "last.ckpt", "w.pkl", "w.pickle"]
+)
 def test_a_folder_of_pickles_is_refused_and_none_is_opened(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,56 +147,6 @@ def test_a_folder_that_may_not_be_listed_is_unreadable(
 def test_a_name_too_long_for_the_file_system_is_unreadable(tmp_path: Path) -> None:
     with pytest.raises((FileUnreadable, NotACheckpoint)):
         open_checkpoint(tmp_path / ("x" * 300))
-
-
-# Files that are not files
-
-
-@pytest.mark.parametrize("shards", [1, 2])
-def test_a_fifo_in_place_of_a_shard_does_not_hang(shards: int, tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, TENSORS, shards=shards)
-    victim = min(tmp_path.glob("*.safetensors"))
-    victim.unlink()
-    os.mkfifo(victim)
-    assert_refused(tmp_path, NotACheckpoint, "is not a regular file")
-
-
-def test_a_fifo_in_place_of_the_configuration_does_not_hang(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, TENSORS)
-    (tmp_path / "config.json").unlink()
-    os.mkfifo(tmp_path / "config.json")
-    with within(5), pytest.raises(FileUnreadable, match="not a regular file"):
-        open_checkpoint(tmp_path)
-
-
-def test_a_fifo_in_place_of_the_index_does_not_hang(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, TENSORS, shards=2)
-    (tmp_path / INDEX).unlink()
-    os.mkfifo(tmp_path / INDEX)
-    assert_refused(tmp_path, ShardMissing, "not a regular file")
-
-
-def test_a_folder_in_place_of_a_shard(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").mkdir()
-    assert_refused(tmp_path, NotACheckpoint, "is not a regular file")
-
-
-@pytest.mark.parametrize("shards", [1, 2])
-def test_a_link_whose_blob_is_gone_is_a_missing_shard(shards: int, tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, TENSORS, shards=shards)
-    victim = min(tmp_path.glob("*.safetensors"))
-    victim.unlink()
-    victim.symlink_to(tmp_path / "blobs" / "gone")
-    assert_refused(tmp_path, ShardMissing, victim.name)
-
-
-@pytest.mark.parametrize("name", ["config.json", INDEX])
-def test_a_json_file_of_absurd_size_is_not_read_into_memory(name: str, tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, TENSORS, shards=2)
-    with (tmp_path / name).open("r+b") as file:
-        file.truncate(2**40)  # sparse
-    with within(5), pytest.raises((FileUnreadable, ShardMissing), match="at most"):
-        open_checkpoint(tmp_path)
 
 
 # config.json
@@ -279,6 +189,12 @@ def test_a_shard_that_the_index_names_but_nobody_fetched(tmp_path: Path) -> None
         "",
         "a\0.safetensors",
         "model.safetensors/",
+        "..\\model.safetensors",
+        "C:\\model.safetensors",
+        "model\n.safetensors",
+        "\x1b[2J.safetensors",
+        "\u202esrotcennefas.ledom",
+        "model\u200b.safetensors",
         None,
         3,
         ["model.safetensors"],
@@ -313,7 +229,7 @@ def test_a_tensor_that_only_the_index_names(tmp_path: Path) -> None:
 def test_an_index_that_names_the_wrong_shard(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, TENSORS, shards=2)
     edit_index(tmp_path, lambda weights: weights.update({"layers.0.w": "model-00002-of-00002.safetensors"}))
-    assert_refused(tmp_path, ShardMissing, "it is not")
+    assert_refused(tmp_path, ShardMissing, "model-00001-of-00002.safetensors holds it")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model-00003-of-00003.safetensors"])
@@ -374,37 +290,89 @@ def test_a_broken_shard_breaks_the_checkpoint(error: type[CheckpointError], tmp_
     assert_refused(tmp_path, error, "")
 
 
-# While it is read
+@pytest.mark.parametrize(
+    "name", ["evil\x1b[2J.safetensors", "a\nb.safetensors", "a\\b.safetensors", "caf\udce9.safetensors"]
+)
+def test_a_lone_file_whose_name_is_no_plain_text_is_refused_and_its_name_escaped(name: str, tmp_path: Path) -> None:
+    write_shard(tmp_path / name, {"a": ("U8", (1,), b"x")})
+    assert_refused(tmp_path, NotACheckpoint, repr(name))
 
 
-def test_a_shard_that_becomes_shorter_while_it_is_read(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(write_checkpoint(tmp_path, TENSORS))
-    os.truncate(tmp_path / "model.safetensors", checkpoint.tensors["layers.3.w"].begin + 10)
-    with pytest.raises(ShardTruncated, match="became shorter") as refused:
-        content(checkpoint)
-    assert refused.value.exit_status == 9
+def test_the_names_of_files_are_escaped_in_every_refusal(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a\x1b[2J.safetensors", {"a": ("U8", (1,), b"x")})
+    write_shard(tmp_path / "b\u202e.safetensors", {"b": ("U8", (1,), b"x")})
+    assert_refused(tmp_path, ShardMissing, r"a\x1b[2J.safetensors, b\u202e.safetensors but no")
+    for path in tmp_path.iterdir():
+        path.unlink()
+    (tmp_path / "a\x1b[2J.bin").write_bytes(b"")
+    assert_refused(tmp_path, PickleOnly, r"a\x1b[2J.bin")
 
 
-def test_a_shard_that_goes_away_while_it_is_read(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(write_checkpoint(tmp_path, TENSORS))
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(FileUnreadable, match="No such file"):
-        content(checkpoint)
+def test_a_long_or_deep_shard_name_is_refused_in_a_short_message(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, TENSORS, shards=2)
+    edges = ["[" * depth + "]" * depth for depth in range(850, 1000, 3)]  # of the stack: parsed, but not printed
+    for name in ['"' + "x/" * 100_000 + '"', *edges]:
+        (tmp_path / INDEX).write_text(f'{{"weight_map":{{"layers.0.w":{name}}}}}')
+        with pytest.raises(
+            ShardMissing, match=r"shard (of type list|'x/x/.*), which is no file name|nested too deep"
+        ) as refused:
+            open_checkpoint(tmp_path)
+        assert len(refused.value.message) < len(str(tmp_path)) + 300
 
 
-def test_a_disk_that_fails_while_a_shard_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = open_checkpoint(write_checkpoint(tmp_path, TENSORS))
-
-    def fail(*_: object) -> bytes:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(os, "pread", fail)
-    with pytest.raises(FileUnreadable, match="Input/output error"):
-        content(checkpoint)
+def test_shards_beside_a_whole_file_without_an_index_are_ambiguous(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, TENSORS)
+    write_shard(tmp_path / "model-00001-of-00002.safetensors", {"layers.0.w": ("U8", (1,), b"x")})
+    assert_refused(tmp_path, ShardsAmbiguous, "model-00001-of-00002.safetensors")
 
 
-def test_reads_that_come_back_short_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = open_checkpoint(write_checkpoint(tmp_path, TENSORS))
-    read = os.pread
-    monkeypatch.setattr(os, "pread", lambda descriptor, wanted, place: read(descriptor, min(wanted, 5), place))
-    assert content(checkpoint, size=32) == {name: array.tobytes() for name, (_, array) in TENSORS.items()}
+def test_a_file_that_some_loaders_take_for_a_shard_is_read_past_with_a_warning(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, TENSORS)
+    write_shard(tmp_path / "model.fp16\x1b.safetensors", {"layers.0.w": ("U8", (1,), b"x")})
+    (warning,) = open_checkpoint(tmp_path).warnings
+    assert warning.startswith(r"model.fp16\x1b.safetensors is not read here")
+    write_shard(tmp_path / "model2.safetensors", {"layers.0.w": ("U8", (1,), b"x")})
+    (warning,) = open_checkpoint(tmp_path).warnings
+    assert "and 1 more are not read here" in warning
+
+
+@pytest.mark.parametrize(
+    ("total", "said"),
+    [(255, "255"), (-1, "-1"), (256.5, "256.5"), (2**62, f"{2**62:,}"), ("256", "type str"), ([], "type list")],
+)
+def test_a_wrong_total_in_the_index_is_read_with_a_warning(total: Any, said: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, TENSORS, shards=2)
+    index = json.loads((tmp_path / INDEX).read_text())
+    (tmp_path / INDEX).write_text(json.dumps(index | {"metadata": {"total_size": total}}))
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.nbytes == 256
+    (warning,) = checkpoint.warnings
+    assert said in warning
+    assert "256 bytes" in warning
+
+
+@pytest.mark.parametrize(
+    "metadata", [{"total_size": 256}, {"total_size": 256.0}, {}, {"total_parameters": 1}, None, []]
+)
+def test_a_right_or_missing_total_is_no_warning(metadata: Any, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, TENSORS, shards=2)
+    index = json.loads((tmp_path / INDEX).read_text())
+    (tmp_path / INDEX).write_text(json.dumps(index | {"metadata": metadata}))
+    assert open_checkpoint(tmp_path).warnings == ()
+
+
+@pytest.mark.parametrize("name", [INDEX, "config.json"])
+def test_any_one_bit_flipped_in_a_json_file_is_read_or_refused_in_words(name: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, dict(list(TENSORS.items())[:2]), shards=2)
+    raw = (tmp_path / name).read_bytes()
+    for bit in range(8 * len(raw)):
+        content = bytearray(raw)
+        content[bit // 8] ^= 1 << bit % 8
+        (tmp_path / name).write_bytes(content)
+        try:
+            open_checkpoint(tmp_path)
+        except CheckpointError as error:
+            message = error.message.removeprefix(str(tmp_path))
+        else:
+            continue
+        assert message.isprintable()

@@ -1,164 +1,31 @@
-"""Safetensors headers: what ours writes theirs reads, what ours accepts theirs accepts, what is unsound is refused."""
+"""Safetensors headers: what is unsound is refused by name, what is only odd is read with a warning."""
 
 from __future__ import annotations
 
 import json
 import struct
-import tempfile
-import tracemalloc
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import safetensors.numpy
-import safetensors.torch
 import torch
-from builders import write_shard
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from safetensors import SafetensorError, safe_open
+from builders import random_tensor, write_checkpoint, write_shard
+from header_files import ONE, entry, written
 
-from planner.checkpoint.header import Header, encode_header, read_header
-from planner.dtypes import BITS, bytes_needed
-from planner.errors import CheckpointError, FileUnreadable, HeaderMalformed, ShardTruncated, UnknownDtype
-
-ONE = '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
-
-
-def written(folder: Path, header: str | bytes, data: bytes = b"") -> Path:
-    """A file with this text for a header, its length told truly."""
-    text = header if isinstance(header, bytes) else header.encode()
-    path = folder / "model.safetensors"
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
-    return path
-
-
-def entry(dtype: Any = "F32", shape: Any = (1,), offsets: Any = (0, 4), **more: Any) -> dict[str, Any]:
-    return {"dtype": dtype, "shape": shape, "data_offsets": offsets, **more}
-
-
-def assert_theirs_agrees(path: Path, header: Header) -> None:
-    """The library opens the file and sees the same tensors in it."""
-    with safe_open(path, "pt") as theirs:
-        assert set(theirs.keys()) == {found.name for found in header.entries}
-        assert (theirs.metadata() or {}) == header.metadata
-        for found in header.entries:
-            view = theirs.get_slice(found.name)
-            assert (view.get_dtype(), tuple(view.get_shape())) == (found.dtype, found.shape)
-
-
-def assert_sound_or_refused(path: Path) -> None:
-    try:
-        header = read_header(path)
-    except (CheckpointError, FileUnreadable):
-        return
-    assert_theirs_agrees(path, header)
-
-
-# Against the library
-
-
-TENSORS = {
-    "embed": torch.arange(12, dtype=torch.float32).reshape(3, 4),
-    "layers.0.w": torch.randn(5, 7, generator=torch.Generator().manual_seed(0)).bfloat16(),
-    "layers.0.b": torch.tensor([1.5, -2.0], dtype=torch.float16),
-    "double": torch.tensor([[1e300]], dtype=torch.float64),
-    "ids": torch.tensor([1, 2, 3], dtype=torch.int64),
-    "mask": torch.tensor([True, False, True]),
-    "scalar": torch.tensor(3.0),
-    "empty": torch.empty((0, 4), dtype=torch.float32),
-    "é\n\u202e": torch.tensor([7], dtype=torch.uint8),
-}
-NAMES = {
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.float64: "F64",
-    torch.int64: "I64",
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-}
-
-
-def test_a_file_written_by_torch_is_read_the_same(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    safetensors.torch.save_file(TENSORS, path, metadata={"format": "pt", "by": "them"})
-    header = read_header(path)
-    assert header.metadata == {"format": "pt", "by": "them"}
-    assert {found.name for found in header.entries} == set(TENSORS)
-    content = path.read_bytes()
-    for found in header.entries:
-        tensor = TENSORS[found.name]
-        raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
-        assert (found.dtype, found.shape) == (NAMES[tensor.dtype], tuple(tensor.shape))
-        assert content[found.begin : found.begin + found.nbytes] == raw
-
-
-def test_a_file_written_by_numpy_is_read_the_same(tmp_path: Path) -> None:
-    arrays = {
-        "a": np.arange(6, dtype=np.float64).reshape(2, 3),
-        "b": np.array([1, -1], dtype=np.int16),
-        "c": np.ones((2, 2), dtype=np.float16),
-    }
-    path = tmp_path / "model.safetensors"
-    safetensors.numpy.save_file(arrays, path)
-    content = path.read_bytes()
-    found = {found.name: content[found.begin : found.begin + found.nbytes] for found in read_header(path).entries}
-    assert found == {name: array.tobytes() for name, array in arrays.items()}
-
-
-def test_what_ours_writes_the_library_reads(tmp_path: Path) -> None:
-    tensors = {
-        name: (NAMES[tensor.dtype], tuple(tensor.shape), tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-        for name, tensor in TENSORS.items()
-        if tensor.numel()
-    }
-    path = tmp_path / "model.safetensors"
-    write_shard(path, tensors, metadata={"format": "pt", "note": "é"})
-    loaded = safetensors.torch.load_file(path)
-    assert loaded.keys() == tensors.keys()
-    assert all(torch.equal(loaded[name], TENSORS[name]) for name in tensors)
-    assert_theirs_agrees(path, read_header(path))
-    assert read_header(path).data_begin % 8 == 0
-
-
-@given(
-    st.lists(
-        st.tuples(st.text(max_size=20), st.sampled_from(sorted(BITS)), st.lists(st.integers(0, 3), max_size=3)),
-        max_size=6,
-        unique_by=lambda item: item[0],
-    ),
-    st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=3),
-)
-@settings(deadline=None)
-def test_a_written_header_reads_back_as_itself_in_every_dtype(
-    listed: list[tuple[str, str, list[int]]], metadata: dict[str, str]
-) -> None:
-    whole = [
-        (name, dtype, tuple(shape))
-        for name, dtype, shape in listed
-        if name != "__metadata__" and np.prod(shape, dtype=int) * BITS[dtype] % 8 == 0
-    ]
-    raw = encode_header(whole, metadata)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.safetensors"
-        path.write_bytes(raw + bytes(sum(bytes_needed(dtype, shape) for _, dtype, shape in whole)))
-        header = read_header(path)
-        assert_theirs_agrees(path, header)
-    assert sorted((found.name, found.dtype, found.shape) for found in header.entries) == sorted(whole)
-    assert header.metadata == metadata
-    assert header.data_begin == len(raw)
-
-
-# Malformed files
-
+from planner.checkpoint import encode_header, open_checkpoint
+from planner.checkpoint.header import read_header
+from planner.errors import FileUnreadable, HeaderMalformed, PickleOnly, ShardTruncated, UnknownDtype
 
 MALFORMED: dict[str, tuple[str | bytes, bytes]] = {
     "a tensor named twice": (ONE[:-1] + "," + ONE[1:], b"1234"),
+    "a tensor named twice, F32 then I32": (ONE[:-1] + "," + ONE[1:].replace("F32", "I32"), b"1234"),
+    "a tensor named twice, once in escapes": (ONE[:-1] + "," + ONE[1:].replace('"a"', '"\\u0061"'), b"1234"),
     "a metadata key named twice": ('{"__metadata__":{"a":"1","a":"2"}}', b""),
     "metadata twice": ('{"__metadata__":{"a":"1"},"__metadata__":{"a":"2"}}', b""),
     "a field named twice": ('{"a":{"dtype":"F32","dtype":"I32","shape":[1],"data_offsets":[0,4]}}', b"1234"),
+    "data_offsets twice": ('{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"data_offsets":[0,4]}}', b"1234"),
+    "a field of their own named twice": (ONE.replace("}}", ',"x":1,"x":2}}'), b"1234"),
+    "metadata that is null": ('{"__metadata__":null}', b""),
+    "metadata that looks like a tensor": (json.dumps({"__metadata__": entry()}), b"1234"),
     "metadata that is no text": ('{"__metadata__":{"a":1}}', b""),
     "metadata that is a list": ('{"__metadata__":["a"]}', b""),
     "a hole before the first tensor": (json.dumps({"a": entry(offsets=[4, 8])}), bytes(8)),
@@ -179,6 +46,7 @@ MALFORMED: dict[str, tuple[str | bytes, bytes]] = {
     "a boolean for an offset": (json.dumps({"a": entry("U8", [1], [False, True])}), bytes(1)),
     "a negative dimension": (json.dumps({"a": entry(shape=[-1, -1])}), bytes(4)),
     "a float in the shape": (json.dumps({"a": entry(shape=[1.0])}), bytes(4)),
+    "an exponent in the shape": ('{"a":{"dtype":"F32","shape":[1e0],"data_offsets":[0,4]}}', bytes(4)),
     "a shape within the shape": (json.dumps({"a": entry(shape=[[1]])}), bytes(4)),
     "null for the shape": (json.dumps({"a": entry(shape=None)}), bytes(4)),
     "a shape that is a number": (json.dumps({"a": entry(shape=1)}), bytes(4)),
@@ -187,12 +55,19 @@ MALFORMED: dict[str, tuple[str | bytes, bytes]] = {
     "a dimension of 2^64-1": ('{"a":{"dtype":"F32","shape":[0,18446744073709551615,2],"data_offsets":[0,0]}}', b""),
     "more dimensions than any array has": (json.dumps({"a": entry(shape=[1] * 65)}), bytes(4)),
     "half a byte": (json.dumps({"a": entry("F4", [1], [0, 1])}), bytes(1)),
+    "a dimension beyond 2^53 beside an empty one": (
+        json.dumps({"a": entry(shape=[0, 2**53 + 1], offsets=[0, 0])}),
+        b"",
+    ),
+    "a dtype that is an object": (json.dumps({"a": entry({"F32": None})}), bytes(4)),
     "a number for the dtype": (json.dumps({"a": entry(32)}), bytes(4)),
     "no dtype": ('{"a":{"shape":[1],"data_offsets":[0,4]}}', bytes(4)),
     "a tensor that is a list": ('{"a":["F32",[1],[0,4]]}', bytes(4)),
     "a tensor that is null": ('{"a":null}', b""),
     "nesting that other readers refuse": (json.dumps({"a": entry(x=[[[]]])}), bytes(4)),
+    "nested fields of the names we know": (json.dumps({"a": entry(x=entry())}), bytes(4)),
     "nesting as deep as the stack": ("[" * 200_000, b""),
+    "objects nested as deep as the stack": ('{"a":' * 200_000, b""),
     "a list": ("[]", b""),
     "no header at all": ("", b""),
     "text after the object": (ONE + "x", bytes(4)),
@@ -200,6 +75,13 @@ MALFORMED: dict[str, tuple[str | bytes, bytes]] = {
     "a BOM": (b"\xef\xbb\xbf" + ONE.encode(), bytes(4)),
     "bytes that are not UTF-8": (ONE.replace("a", "\xff").encode("latin-1"), bytes(4)),
     "half a surrogate pair for a name": (ONE.replace('"a"', '"\\ud800"'), bytes(4)),
+    "half a surrogate pair in the metadata": ('{"__metadata__":{"a":"\\udc00\\ud83d"}}', b""),
+    "half a surrogate pair in a field of their own": (ONE.replace("}}", ',"x":"\\uD83D\\\\uDE00"}}'), bytes(4)),
+    "UTF-16": (ONE.encode("utf-16"), bytes(4)),
+    "Infinity for an offset": ('{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,Infinity]}}', bytes(4)),
+    "an integer of five thousand digits": (ONE.replace("4]", "4" * 5_000 + "]"), bytes(4)),
+    "a metadata value of more than 64 KiB": (json.dumps({"__metadata__": {"a": "é" * 2**15 + "x"}}), b""),
+    "a metadata key of more than 64 KiB": (json.dumps({"__metadata__": {"k" * (2**16 + 1): ""}}), b""),
     "NaN": ('{"a":NaN}', b""),
     "a name longer than 512 bytes": (json.dumps({"n" * 513: entry()}), bytes(4)),
     "a name longer than 512 bytes in few characters": (json.dumps({"é" * 257: entry()}), bytes(4)),
@@ -225,6 +107,8 @@ def test_a_header_that_breaks_the_rules_is_refused_by_name(what: str, tmp_path: 
         (b"\x02\0\0", "3 bytes"),
         (struct.pack("<Q", 1000) + b"{}", "its header alone claims 1,008"),
         (struct.pack("<Q", 3) + b"{}", "its header alone claims 11"),
+        (struct.pack("<Q", 0x0280) + b"{}", "its header alone claims 648"),
+        (struct.pack("<Q", 32 * 2**20) + b"{}", "its header alone claims 33,554,440"),
         (struct.pack("<Q", len(ONE)) + ONE.encode() + b"123", "its header says"),
         (struct.pack("<Q", len(ONE)) + ONE.encode() + b"12345", "1 bytes after the last tensor"),
         (struct.pack("<Q", 2) + b"{}" + b"polyglot", "8 bytes after the last tensor"),
@@ -239,21 +123,6 @@ def test_a_file_shorter_or_longer_than_it_says_is_refused(content: bytes, why: s
     assert refused.value.exit_status == 9
 
 
-@pytest.mark.parametrize("length", [2**64 - 1, 2**63, 2**40, 100_000_001, 65 * 2**20])
-def test_a_lie_about_the_headers_length_costs_no_memory(length: int, tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", length) + b"{")
-        file.truncate(600 * 2**20)  # sparse
-    tracemalloc.start()
-    try:
-        with pytest.raises(HeaderMalformed, match="claims a header of"):
-            read_header(path)
-        assert tracemalloc.get_traced_memory()[1] < 2**20
-    finally:
-        tracemalloc.stop()
-
-
 def test_a_dtype_that_the_format_does_not_know_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnknownDtype, match="F128") as refused:
         read_header(written(tmp_path, json.dumps({"a": entry("F128", [1], [0, 16])}), bytes(16)))
@@ -261,20 +130,9 @@ def test_a_dtype_that_the_format_does_not_know_is_named(tmp_path: Path) -> None:
     assert "BF16" in refused.value.hint
 
 
-def test_more_tensors_than_any_model_has_are_refused(tmp_path: Path) -> None:
-    many = ",".join(f'"{n}":0' for n in range(250_001))
-    with pytest.raises(HeaderMalformed, match="250,001 tensors"):
-        read_header(written(tmp_path, "{" + many + "}"))
-
-
 def test_a_file_that_is_not_there_is_unreadable_not_malformed(tmp_path: Path) -> None:
     with pytest.raises(FileUnreadable, match="No such file"):
         read_header(tmp_path / "model.safetensors")
-
-
-def test_what_old_writers_left_in_headers_is_still_read(tmp_path: Path) -> None:
-    header = read_header(written(tmp_path, " " + json.dumps({"a": entry(note="x", count=3)}) + "\n\t", b"1234"))
-    assert [found.name for found in header.entries] == ["a"]
 
 
 def test_names_are_opaque_and_never_paths(tmp_path: Path) -> None:
@@ -283,95 +141,122 @@ def test_names_are_opaque_and_never_paths(tmp_path: Path) -> None:
     assert [found.name for found in read_header(written(tmp_path, json.dumps(fields))).entries] == names
 
 
-# Whatever the bytes are
+def test_an_empty_header_is_a_file_without_tensors(tmp_path: Path) -> None:
+    assert read_header(written(tmp_path, "{}      ")).entries == ()
 
 
-VALID = encode_header([("a.weight", "F32", (2, 3)), ("b", "BF16", (0, 4)), ("c", "U8", ())], {"format": "pt"}) + bytes(
-    25
-)
-EDITS = st.lists(
-    st.tuples(
-        st.sampled_from(["set", "insert", "delete"]),
-        st.integers(0, len(VALID) - 1),
-        st.integers(0, 255) | st.sampled_from(list(b'0123456789{}[]":,-.eE \\ux')),
+def test_tensors_and_metadata_may_be_called_as_fields_are(tmp_path: Path) -> None:
+    names = ["dtype", "shape", "data_offsets"]
+    fields = {name: entry(offsets=[4 * n, 4 * n + 4]) for n, name in enumerate(names)}
+    header = read_header(written(tmp_path, json.dumps(fields | {"__metadata__": dict.fromkeys(names, "x")}), bytes(12)))
+    assert [found.name for found in header.entries] == names
+    assert header.metadata == dict.fromkeys(names, "x")
+
+
+def test_a_whole_surrogate_pair_and_what_only_looks_like_half_of_one_are_names(tmp_path: Path) -> None:
+    text = '{"\\ud83d\\ude00":%s,"\\\\ud800":%s}' % ((json.dumps(entry(shape=[0], offsets=[0, 0])),) * 2)
+    assert [found.name for found in read_header(written(tmp_path, text)).entries] == ["😀", "\\ud800"]
+
+
+# A pickle under another name
+
+TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_bare_pickle_is_known_by_its_bytes(protocol: int, tmp_path: Path) -> None:
+    assert_pickle_refused(tmp_path, bytes([0x80, protocol]) + b"}q\x00X\x01\x00\x00\x00aq\x01K\x01s.")
+
+
+@pytest.mark.parametrize("content", [TORCH, b"7z\xbc\xaf\x27\x1c\x00\x04", b"\x80\x04\x95\x30" + bytes(7) + b"}."])
+def test_an_old_torch_file_and_an_archive_are_known_by_their_bytes(content: bytes, tmp_path: Path) -> None:
+    assert_pickle_refused(tmp_path, content)
+
+
+def test_what_torch_itself_saves_is_known_by_its_bytes(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(2)}, tmp_path / "x")
+    assert_pickle_refused(tmp_path, (tmp_path / "x").read_bytes())
+
+
+def assert_pickle_refused(folder: Path, content: bytes) -> None:
+    (folder / "model.safetensors").write_bytes(content + bytes(1000))
+    with pytest.raises(PickleOnly, match="whatever its name says") as refused:
+        open_checkpoint(folder)
+    assert refused.value.exit_status == 9
+    assert "safe_serialization" in refused.value.hint
+
+
+def test_a_header_whose_length_looks_like_a_pickle_is_no_pickle(tmp_path: Path) -> None:
+    text = ONE + " " * (0x0280 - len(ONE))  # little-endian 0x0280 is b"\x80\x02", as in a pickle of protocol 2
+    path = written(tmp_path, text, b"1234")
+    assert path.read_bytes().startswith(b"\x80\x02")
+    assert len(read_header(path).entries) == 1
+
+
+# Read, with a warning
+
+ODD = {
+    "leading space": (" " * 8 + ONE + " " * 2, b"1234", "white space"),
+    "a trailing line break": (ONE + " \n", b"1234", "white space"),
+    "a trailing tab": (ONE + "\t ", b"1234", "white space"),
+    "a field of their own": (
+        json.dumps({"a\x1b[31m\u202e\n": entry(note="x", count=3)}),
+        b"1234",
+        r"the tensor 'a\x1b[31m\u202e\n' has a field that",
     ),
-    min_size=1,
-    max_size=4,
-)
+    "fields of their own": (
+        json.dumps({"a": entry(x=None), "b": entry(offsets=[4, 8], x=1.5), "c": entry(offsets=[8, 12])}),
+        bytes(12),
+        "2 tensors, the first 'a', have fields that",
+    ),
+    "an unaligned header": (ONE + " ", b"1234", "byte 63, which is no multiple of eight"),
+    "an unaligned tensor": (
+        json.dumps({"a": entry("U8", [1], [0, 1]), "b\0": entry("BF16", [1], [1, 3]), "c": entry("U8", [1], [3, 4])}),
+        b"1234",
+        r"the tensor 'b\x00' is not aligned",
+    ),
+}
 
 
-def edited(content: bytes, edits: list[tuple[str, int, int]]) -> bytes:
-    changed = bytearray(content)
-    for kind, place, byte in edits:
-        place = min(place, len(changed) - 1)
-        if kind == "set":
-            changed[place] = byte
-        elif kind == "insert":
-            changed.insert(place, byte)
-        elif len(changed) > 1:
-            del changed[place]
-    return bytes(changed)
+@pytest.mark.parametrize("what", ODD)
+def test_what_old_writers_left_is_read_with_a_warning(what: str, tmp_path: Path) -> None:
+    text, data, warning = ODD[what]
+    if "unaligned header" not in what:
+        text = text.replace("{", "{" + " " * (-len(text) % 8), 1)
+    path = written(tmp_path, text, data)
+    checkpoint = open_checkpoint(tmp_path)
+    assert b"".join(b"".join(checkpoint.chunks(tensor)) for tensor in checkpoint.tensors.values()) == data
+    (said,) = checkpoint.warnings
+    assert warning in said
+    assert said.startswith("model.safetensors: ")
+    assert said.isprintable()
+    # Written anew it is canonical, and the warning is gone.
+    listed = [(tensor.name, tensor.dtype, tensor.shape) for tensor in checkpoint.tensors.values()]
+    path.write_bytes(encode_header(sorted(listed, key=lambda item: item[1] == "U8"), {}) + data)
+    assert open_checkpoint(tmp_path).warnings == ()
 
 
-@given(EDITS)
-@settings(deadline=None, max_examples=400)
-def test_a_damaged_file_is_refused_or_is_one_that_the_library_takes_too(edits: list[tuple[str, int, int]]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.safetensors"
-        path.write_bytes(edited(VALID, edits))
-        assert_sound_or_refused(path)
+def test_a_sound_checkpoint_has_no_warnings(tiny_model: Path, tmp_path: Path) -> None:
+    assert open_checkpoint(tiny_model).warnings == ()
+    tensors = {f"w{n}": ("BF16", random_tensor((3, 5), seed=n)) for n in range(3)}
+    assert open_checkpoint(write_checkpoint(tmp_path / "m", tensors, shards=2)).warnings == ()
 
 
-@given(EDITS, st.integers(0, 3))
-@settings(deadline=None, max_examples=400)
-def test_a_damaged_header_of_the_told_length_is_refused_or_taken_by_both(
-    edits: list[tuple[str, int, int]], spare: int
-) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        text = edited(VALID[8:-25], [(kind, place - 8 if place > 8 else 0, byte) for kind, place, byte in edits])
-        assert_sound_or_refused(written(Path(folder), text, bytes(25 + spare)))
+def test_the_warnings_of_every_shard_name_it(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, {"a": ("BF16", random_tensor((2, 2))), "b": ("BF16", random_tensor((2, 2)))}, shards=2)
+    for shard in sorted(tmp_path.glob("*.safetensors")):
+        raw = shard.read_bytes()
+        shard.write_bytes(struct.pack("<Q", struct.unpack("<Q", raw[:8])[0] + 8) + b" " * 8 + raw[8:])
+    assert [warning.partition(":")[0] for warning in open_checkpoint(tmp_path).warnings] == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ]
 
 
-NUMBERS = st.integers(-1, 9) | st.sampled_from([2**53, 2**63 - 1, True, None, 1.0, "1"])
-ENTRIES = st.fixed_dictionaries(
-    {
-        "dtype": st.sampled_from(["F32", "BF16", "U8", "F4", "F64", "f32", "X", 5]),
-        "shape": st.lists(st.integers(0, 3), max_size=3) | st.lists(NUMBERS, max_size=3) | st.none(),
-        "data_offsets": st.lists(st.integers(0, 9), min_size=2, max_size=2) | st.lists(NUMBERS, max_size=3),
-    },
-    optional={"more": st.none() | st.integers() | st.lists(st.none())},
-)
-
-
-@given(st.dictionaries(st.sampled_from(["a", "b", "c", "__metadata__"]), ENTRIES | st.none(), max_size=3), st.data())
-@settings(deadline=None, max_examples=300)
-def test_any_header_of_the_right_grammar_is_refused_or_taken_by_both(fields: dict[str, Any], data: Any) -> None:
-    length = data.draw(st.integers(0, 40))
-    with tempfile.TemporaryDirectory() as folder:
-        assert_sound_or_refused(written(Path(folder), json.dumps(fields), bytes(length)))
-
-
-@given(st.permutations(["a", "b", "c", "d"]), st.lists(st.integers(0, 2), min_size=4, max_size=4))
-@settings(deadline=None)
-def test_the_order_of_names_in_the_header_does_not_matter(order: list[str], sizes: list[int]) -> None:
-    fields, offset = {}, 0
-    for name, size in zip("abcd", sizes, strict=True):
-        fields[name] = entry("U8", [size], [offset, offset + size])
-        offset += size
-    with tempfile.TemporaryDirectory() as folder:
-        path = written(Path(folder), json.dumps({name: fields[name] for name in order}), bytes(offset))
-        header = read_header(path)
-        assert_theirs_agrees(path, header)
-    begins = {found.name: found.begin - header.data_begin for found in header.entries}
-    assert begins == {name: field["data_offsets"][0] for name, field in fields.items()}
-
-
-def test_the_library_itself_takes_a_tensor_named_twice_which_is_why_ours_does_not(tmp_path: Path) -> None:
-    path = written(tmp_path, *MALFORMED["a tensor named twice"])
-    with safe_open(path, "np") as theirs:
-        assert list(theirs.keys()) == ["a"]
-
-
-def test_the_library_refuses_what_the_comparison_relies_on(tmp_path: Path) -> None:
-    with pytest.raises(SafetensorError), safe_open(written(tmp_path, *MALFORMED["an overlap"]), "np"):
-        pass
+def test_what_ours_writes_is_canonical(tmp_path: Path) -> None:
+    raw = encode_header([("é", "F32", (1,)), ("b", "U8", ())], {"format": "pt"})
+    assert raw[8:9] == b"{"
+    assert raw.rstrip(b" ").endswith(b"}")
+    assert len(raw) % 8 == 0
+    write_shard(tmp_path / "model.safetensors", {"é": ("F32", (1,), bytes(4)), "b": ("U8", (), b"x")})
+    assert read_header(tmp_path / "model.safetensors").warnings == ()

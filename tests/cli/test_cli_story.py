@@ -167,7 +167,7 @@ def test_every_json_document_is_alone_on_stdout_and_keeps_the_contract(planner, 
 
 
 def test_a_second_profile_reads_no_weight(planner, tiny_model, monkeypatch):
-    monkeypatch.setattr("planner.profile.store._SETTLED_NS", 0)
+    monkeypatch.setattr("planner.profile.store.SETTLED_NS", 0)
     first = planner("profile", tiny_model, "--json").json
 
     def read_again(*_: Any, **__: Any) -> None:

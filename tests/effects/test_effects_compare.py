@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import random_tensor, write_checkpoint
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from planner.checkpoint import open_checkpoint
@@ -54,6 +54,7 @@ _FEW_DIGITS = st.decimals(min_value="0.01", max_value="9.99", places=2).map(floa
 
 
 @given(_FEW_DIGITS.filter(lambda factor: abs(factor - 1) > 0.02), st.sampled_from([1, -1]))
+@example(factor=7.97, sign=1)  # its products round down more often than up
 @settings(max_examples=30, deadline=None)
 @pytest.mark.parametrize("dtype", ["BF16", "F32"])
 def test_a_scale_is_found_with_the_factor_that_was_given(dtype: str, factor: float, sign: int) -> None:

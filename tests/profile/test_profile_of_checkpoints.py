@@ -17,7 +17,7 @@ from blake3 import blake3
 from builders import random_tensor, write_checkpoint, write_shard
 
 from planner.checkpoint import fingerprint_checkpoint, open_checkpoint, tensor_digests
-from planner.profile import QUANTILES, Profile, profile_checkpoint
+from planner.profile import QUANTILES, Profile, profile_checkpoint, sweep
 
 
 def loaded(folder: Path) -> dict[str, torch.Tensor]:
@@ -92,29 +92,32 @@ def test_progress_counts_every_byte_once_in_every_dtype(tmp_path: Path) -> None:
     assert {tensor.name: tensor.digest for tensor in profile.tensors} == tensor_digests(checkpoint)
 
 
-def test_a_tensor_of_several_chunks_is_what_it_is_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors = {name: (name, random_tensor((300,), dtype=name)) for name in ("F16", "BF16", "F32", "F64")}
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_a_tensor_of_several_pieces_is_what_it_is_in_one(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {name: (name, random_tensor((30, 10), dtype=name)) for name in ("F16", "BF16", "F32", "F64")}
     checkpoint = open_checkpoint(write_checkpoint(tmp_path, tensors))
-    whole = profile_checkpoint(checkpoint)
-    read = type(checkpoint).chunks
-    monkeypatch.setattr(type(checkpoint), "chunks", lambda self, tensor: read(self, tensor, size=112))
-    cut = profile_checkpoint(checkpoint)
+    whole = profile_checkpoint(checkpoint, workers=workers)
+    monkeypatch.setattr(sweep, "_PIECE", 112)
+    cut = profile_checkpoint(checkpoint, workers=workers)
     for tensor in whole.tensors:
         other = cut.by_name[tensor.name]
-        assert (other.digest, other.quantiles, other.outliers) == (tensor.digest, tensor.quantiles, tensor.outliers)
-        assert [other.mean, other.std, other.kurtosis] == pytest.approx(
-            [tensor.mean, tensor.std, tensor.kurtosis], rel=1e-12, abs=1e-15
+        for fact in ("digest", "quantiles", "outliers", "largest", "zeros", "distinct_values"):
+            assert getattr(other, fact) == getattr(tensor, fact)
+        assert [other.mean, other.std, other.kurtosis, other.rows.cv, other.columns.cv] == pytest.approx(
+            [tensor.mean, tensor.std, tensor.kurtosis, tensor.rows.cv, tensor.columns.cv], rel=1e-12, abs=1e-15
         )
-    assert cut.by_name["BF16"] == whole.by_name["BF16"]
+    assert cut == profile_checkpoint(checkpoint, workers=1).model_copy(update={"created": cut.created})
 
 
 def test_a_dtype_that_is_not_understood_is_hashed_and_said_so(tmp_path: Path) -> None:
-    write_shard(tmp_path / "model.safetensors", {"f8": ("F8_E4M3", (4,), b"abcd"), "ids": ("I64", (1,), bytes(8))})
+    write_shard(tmp_path / "model.safetensors", {"f4": ("F4", (8,), b"abcd"), "c": ("C64", (1,), bytes(8))})
     profile = profile_checkpoint(open_checkpoint(tmp_path))
     assert [tensor.understood for tensor in profile.tensors] == [False, False]
-    assert profile.by_name["f8"].digest == "blake3:" + blake3(b"abcd").hexdigest()
-    assert (profile.by_name["ids"].mean, profile.by_name["ids"].quantiles) == (None, {})
-    assert profile.parameters == 5
+    assert profile.by_name["f4"].digest == "blake3:" + blake3(b"abcd").hexdigest()
+    assert (profile.by_name["c"].mean, profile.by_name["c"].quantiles) == (None, {})
+    assert profile.parameters == 9
 
 
 def test_odd_tensors_have_profiles(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from builders import random_tensor, write_checkpoint
 
-from planner.checkpoint import Checkpoint, open_checkpoint
-from planner.profile import Profile, profile_of, store
+from planner.checkpoint import Checkpoint, Tensor, TensorReader, open_checkpoint
+from planner.profile import Profile, histograms_of, partial, profile_of, store
 from planner.profile.store import cache_folder
 
 TENSORS = {f"layers.{n}.w": ("BF16", random_tensor((4, 8), seed=n)) for n in range(3)}
@@ -21,16 +21,18 @@ class WeightRead(Exception):
 
 
 def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    def chunks(*_: object, **__: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise WeightRead
 
-    monkeypatch.setattr(Checkpoint, "chunks", chunks)
+    monkeypatch.setattr(Checkpoint, "chunks", refuse)
+    monkeypatch.setattr(TensorReader, "read_into", refuse)
 
 
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files count as old enough to be kept a second after nothing, so that a test need not wait."""
-    monkeypatch.setattr(store, "_SETTLED_NS", -(10**9))
+    for module in (store, partial):
+        monkeypatch.setattr(module, "SETTLED_NS", -(10**9))
 
 
 @pytest.fixture
@@ -117,14 +119,20 @@ def test_a_file_changed_while_it_was_profiled_is_not_kept(
 
     monkeypatch.setattr(store, "profile_checkpoint", change_after)
     stale = profiled(folder, cache)
-    assert not cache.exists()
+    assert not (cache / "profiles").exists()
+    assert not (cache / "seen").exists()
     monkeypatch.setattr(store, "profile_checkpoint", profile_checkpoint)
     assert profiled(folder, cache).fingerprint != stale.fingerprint
 
 
-def test_a_file_written_a_moment_ago_is_not_kept(folder: Path, cache: Path) -> None:
+def test_a_file_written_a_moment_ago_is_not_recognised(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     profiled(folder, cache)
-    assert not cache.exists()
+    assert not (cache / "seen").exists()
+    forbid_reading(monkeypatch)
+    with pytest.raises(WeightRead):
+        profiled(folder, cache)
 
 
 @pytest.mark.usefixtures("settled")
@@ -169,7 +177,8 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_broken_cache_costs_time_and_never_the_result(part: str, damage: str, folder: Path, cache: Path) -> None:
     first = profiled(folder, cache)
-    (victim,) = (cache / part).iterdir()
+    victim = next((cache / part).iterdir())
+    victim = victim / "profile.json" if part == "profiles" else victim
     before = victim.read_bytes()
     victim.write_bytes(DAMAGE[damage](before))
     again = profiled(folder, cache)
@@ -179,7 +188,7 @@ def test_a_broken_cache_costs_time_and_never_the_result(part: str, damage: str, 
 @pytest.mark.usefixtures("settled")
 def test_a_broken_cache_is_mended(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     profiled(folder, cache)
-    (victim,) = (cache / "profiles").iterdir()
+    (victim,) = (cache / "profiles").glob("*/profile.json")
     victim.write_bytes(b"")
     mended = profiled(folder, cache)
     forbid_reading(monkeypatch)
@@ -209,7 +218,84 @@ def test_the_cache_is_where_the_environment_says(folder: Path, monkeypatch: pyte
     assert cache_folder({"PLANNER_CACHE": "~/c"}) == Path("/home/someone/c")
     assert cache_folder({"XDG_CACHE_HOME": "/x"}) == Path("/x/planner")
     assert cache_folder({"XDG_CACHE_HOME": ""}) == cache_folder({}) == Path("/home/someone/.cache/planner")
-    monkeypatch.setattr(store, "_SETTLED_NS", -(10**9))
+    for module in (store, partial):
+        monkeypatch.setattr(module, "SETTLED_NS", -(10**9))
     monkeypatch.setenv("PLANNER_CACHE", str(tmp_path / "named"))
     profile_of(open_checkpoint(folder))
     assert (tmp_path / "named" / "profiles").is_dir()
+
+
+# An interrupted run goes on after the last shard it finished
+
+
+class Watched:
+    """Counts the bytes read, and can be made to fail after so many of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bytes_read = 0
+        self.fail_after: int | None = None
+        read_into = TensorReader.read_into
+
+        def watched(reader: TensorReader, buffer: memoryview, tensor: Tensor, offset: int) -> None:
+            if self.fail_after is not None and self.bytes_read >= self.fail_after:
+                raise KeyboardInterrupt
+            self.bytes_read += len(buffer)
+            read_into(reader, buffer, tensor, offset)
+
+        monkeypatch.setattr(TensorReader, "read_into", watched)
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("after", [64, 128, 192])
+def test_an_interrupted_run_reads_only_the_shards_it_had_not_finished(
+    after: int, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {f"layers.{n}.w": ("BF16", random_tensor((4, 8), seed=n)) for n in range(4)}
+    folder = write_checkpoint(tmp_path / "four", tensors, shards=4)
+    expected = profile_of(open_checkpoint(folder), cache=tmp_path / "elsewhere")
+    watched = Watched(monkeypatch)
+    watched.fail_after = after
+    with pytest.raises(KeyboardInterrupt):
+        profile_of(open_checkpoint(folder), cache=cache, workers=1)
+    watched.fail_after, watched.bytes_read = None, 0
+    seen: list[int] = []
+    resumed = profile_of(open_checkpoint(folder), cache=cache, progress=seen.append)
+    assert watched.bytes_read == 256 - after
+    assert sum(seen) == 256  # what is known already counts as done
+    assert (resumed.fingerprint, resumed.tensors) == (expected.fingerprint, expected.tensors)
+    assert not list((cache / "partial").iterdir())
+    assert set(histograms_of(resumed, cache=cache).names) == set(tensors)
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_shard_that_changed_after_the_interruption_is_read_again(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(monkeypatch)
+    watched.fail_after = 128
+    with pytest.raises(KeyboardInterrupt):
+        profile_of(open_checkpoint(folder), cache=cache, workers=1)
+    watched.fail_after, watched.bytes_read = None, 0
+    flip_a_bit(folder / "model-00001-of-00002.safetensors")
+    resumed = profiled(folder, cache)
+    assert watched.bytes_read == 192
+    assert resumed.fingerprint == profile_of(open_checkpoint(folder), cache=cache / "other").fingerprint
+
+
+@pytest.mark.usefixtures("settled")
+def test_force_forgets_an_interrupted_run(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(monkeypatch)
+    watched.fail_after = 128
+    with pytest.raises(KeyboardInterrupt):
+        profile_of(open_checkpoint(folder), cache=cache, workers=1)
+    watched.fail_after, watched.bytes_read = None, 0
+    profiled(folder, cache, force=True)
+    assert watched.bytes_read == 192
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_profile_without_spectra_does_not_answer_for_one_with(folder: Path, cache: Path) -> None:
+    assert profiled(folder, cache).tensors[0].spectrum is None
+    with_spectra = profile_of(open_checkpoint(folder), cache=cache, spectra=True)
+    assert with_spectra.tensors[0].spectrum is not None
+    assert profiled(folder, cache) == with_spectra  # and the other way round it does

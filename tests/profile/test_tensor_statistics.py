@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from decimal import MAX_EMAX, MIN_EMIN, Decimal, localcontext
 from fractions import Fraction
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import scipy.stats
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from planner.dtypes import FLOATS, FloatDtype
+from planner.dtypes import FLOATS, NUMBERS, FloatDtype
 from planner.profile import OUTLIER_ORDERS, QUANTILES, Statistics
-from planner.profile.statistics import statistics_of
+from planner.profile.tallies import Matrix, describe
 
 NAMES = list(FLOATS)
 Array = np.ndarray[Any, Any]
@@ -30,7 +32,7 @@ def measured(patterns: Array, dtype: FloatDtype, *, chunk: int | None = None) ->
         size = chunk or max(len(flat), 1)
         return (flat[place : place + size] for place in range(0, len(flat), size))
 
-    return statistics_of(chunks, dtype)
+    return describe(chunks, Matrix.of(NUMBERS[dtype.name], (patterns.size,))).statistics
 
 
 def encoded(values: Any, name: str) -> Array:
@@ -122,11 +124,16 @@ def assert_exact(found: Statistics, patterns: Array, dtype: FloatDtype) -> None:
         values = dtype.decode(patterns.reshape(-1)).astype(np.float64)
     assert found.nan == np.count_nonzero(np.isnan(values))
     assert found.inf == np.count_nonzero(np.isinf(values))
+    assert found.negative_inf == np.count_nonzero(values == -np.inf)
     x = sorted(Fraction(value) for value in values[np.isfinite(values)].tolist())
     n = len(x)
     if n == 0:
-        assert found == Statistics(nan=found.nan, inf=found.inf)
+        assert found == Statistics(nan=found.nan, inf=found.inf, negative_inf=found.negative_inf)
         return
+    assert found.negative_zeros == np.count_nonzero((values == 0) & np.signbit(values))
+    smallest = float(ml_dtypes.finfo(dtype.storage).smallest_normal)
+    assert found.subnormals == np.count_nonzero((values != 0) & (np.abs(values) < smallest))
+    assert found.entropy == pytest.approx(scipy.stats.entropy(list(Counter(x).values()), base=2), abs=1e-12)
     largest = float(max(-x[0], x[-1]))
     assert (found.min, found.max, found.abs_max) == (float(x[0]), float(x[-1]), largest)
     assert found.zeros == x.count(Fraction(0))
@@ -262,7 +269,7 @@ def test_how_a_tensor_is_cut_does_not_matter(chunk: int, name: str) -> None:
 
 
 def test_distinct_values_of_a_large_wide_tensor_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("planner.profile.statistics._LARGEST_SORTED", 100)
+    monkeypatch.setattr("planner.profile.tallies.wide._LARGEST_SORTED", 100)
     values = np.arange(101)
     assert measured(encoded(values[:100], "F32"), FLOATS["F32"]).distinct_values == 100
     assert measured(encoded(values, "F32"), FLOATS["F32"]).distinct_values is None
@@ -273,7 +280,7 @@ def test_distinct_values_of_a_large_wide_tensor_are_not_counted(monkeypatch: pyt
 @settings(deadline=None)
 @example([1.0, 2.0])
 def test_the_same_values_have_the_same_statistics_in_every_dtype(values: list[float]) -> None:
-    narrow = measured(encoded(values, "F16"), FLOATS["F16"]).model_dump()
+    narrow = measured(encoded(values, "F16"), FLOATS["F16"]).model_dump(exclude={"subnormals"})
     for name in ("F32", "F64"):
         wide = measured(encoded(values, name), FLOATS[name]).model_dump()
         for field, value in narrow.items():

@@ -87,7 +87,7 @@ def test_a_profile_kept_for_other_bytes_does_not_hide_them(model: Path) -> None:
     from planner.profile import profile_of, store
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "_SETTLED_NS", -(10**18))  # keep profiles of files that were changed just now
+        patch.setattr(store, "SETTLED_NS", -(10**18))  # keep profiles of files that were changed just now
         patch.setattr(store, "_signature", lambda _: "always the same")
         old = profile_of(open_checkpoint(model)).by_name[FIRST].std
         change(model, scale(2, layers="0"))

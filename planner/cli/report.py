@@ -1,0 +1,58 @@
+"""`planner report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from planner.cli.given import Json
+from planner.errors import OutputExists, UsageError
+
+if TYPE_CHECKING:
+    from planner.cli.console import Screen
+    from planner.profile import Profile
+
+
+def command(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="A profile.json, a checkpoint folder or a hub id.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.html", help="Write the page to this file.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace the page, if it is there already.")] = False,
+    as_json: Json = False,
+) -> None:
+    """One self-contained HTML page: heat maps, histograms, spectra, a searchable table. No network."""
+    from planner import fsio
+    from planner.cli.console import Screen
+    from planner.report import render
+
+    screen = Screen(as_json=as_json)
+    _check(out, force=force)
+    page = render(_subject(what, screen), None).encode()
+    fsio.replace_file(out, page)
+    screen.emit({"report": str(out), "bytes": len(page)})
+    screen.show(f"wrote {out} ({len(page):,} bytes)")
+
+
+def _subject(what: str, screen: Screen) -> Profile:
+    """What is in the file, or the profile of the checkpoint."""
+    from planner.cli.given import checkpoint_at, profiled
+    from planner.inputs import read_text
+    from planner.report import read_document
+
+    path = Path(what)
+    if path.is_file():
+        return read_document(read_text(path), what)
+    return profiled(checkpoint_at(what), screen)
+
+
+def _check(out: Path, *, force: bool) -> None:
+    """Before any work. Asking for the suffix keeps --force from replacing weights."""
+    from planner import fsio
+
+    if out.suffix.lower() not in {".html", ".htm"}:
+        raise UsageError(f"{out} is no name for a page", hint="give --out a name that ends in .html")
+    if out.exists() and not (force and out.is_file()):
+        hint = "choose another name with --out" if out.is_dir() else "replace it with --force, or choose another name"
+        raise OutputExists(f"{out} exists", hint=hint)
+    fsio.require_folder_of(out)
