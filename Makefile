@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CODE := planner tests examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-model test check format format-check lint types floors schemas schemas-check bench lock clean
+.PHONY: help demo demo-model test check format format-check lint types floors schemas schemas-check bench bench-profile lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ schemas-check: $(VENV)/.dev
 
 bench: $(VENV)/.dev ## Speed and memory, as ratios side by side in one run
 	$(BIN)/python tests/bench/bench.py
+
+bench-profile: $(VENV)/.dev ## The profiler against reading, torch and numpy (about five minutes)
+	$(BIN)/python tests/bench/bench_profile.py
 
 lock: $(VENV)/.dev ## Write the versions of this environment into .ci/lock.txt
 	@{ head -n 1 .ci/lock.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > .ci/lock.new

@@ -95,8 +95,8 @@ def create_file(
             os.close(descriptor)
 
 
-def replace_file(path: Path, content: bytes, *, mode: int | None = None) -> None:
-    """Put `content` under the name `path` in one step: a reader sees the old file or the new one, whole.
+def replace_file(path: Path, content: bytes | Iterable[bytes], *, mode: int | None = None) -> None:
+    """Put `content`, or its pieces, under the name `path` in one step: a reader sees the old file or the new, whole.
 
     Without `mode` the file keeps the mode it has; a new one gets 0644.
     """
@@ -108,7 +108,7 @@ def replace_file(path: Path, content: bytes, *, mode: int | None = None) -> None
     try:
         with storage_errors(temporary), suppress(FileNotFoundError):
             os.unlink(temporary)  # left by a process that was killed and had our number
-        create_file(temporary, [content], mode=mode)
+        create_file(temporary, [content] if isinstance(content, bytes) else content, mode=mode)
         with storage_errors(path):
             os.replace(temporary, path)
         fsync_folder(path.parent)

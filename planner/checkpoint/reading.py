@@ -13,6 +13,7 @@ from planner.errors import FileUnreadable, ShardTruncated
 __all__ = ["TensorReader"]
 
 _AHEAD = 16 * 2**20
+_WORTH_ADVICE = 2**20  # smaller reads follow one another so closely that the kernel reads ahead by itself
 
 
 class TensorReader:
@@ -47,7 +48,7 @@ class TensorReader:
         try:
             self._open(tensor.shard)
             place, done = tensor.begin + offset, 0
-            with suppress(OSError):  # advice; some file systems take none
+            with suppress(OSError, AttributeError):  # advice: some file systems take none, some systems give none
                 os.posix_fadvise(self._descriptor, place + len(buffer), _AHEAD, os.POSIX_FADV_WILLNEED)
             while done < len(buffer):
                 count = os.preadv(self._descriptor, [buffer[done:]], place + done)

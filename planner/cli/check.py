@@ -31,13 +31,15 @@ def command(
     from planner.cli.given import checkpoint_at, plan_at, policy_at, profiled
     from planner.effects import check
     from planner.errors import PlanRefused, StalePlan
+    from planner.profile import histograms_of
 
     screen = Screen(as_json=as_json)
     read, limits = plan_at(plan), policy_at(policy)
     checkpoint = checkpoint_at(model)
     profile = profiled(checkpoint, screen)
+    kept = histograms_of(profile)
     with screen.progress("previewing") as bar:
-        report = check(read, checkpoint, profile, limits, allow_void=allow_void, progress=bar.advance)
+        report = check(read, checkpoint, profile, limits, allow_void=allow_void, histograms=kept, progress=bar.advance)
     screen.emit(report)
     show_report(read, report, screen)
     if report.accepted:

@@ -43,12 +43,20 @@ def checkpoint_at(model: str) -> Checkpoint:
     return open_checkpoint(locate(model))
 
 
-def profiled(checkpoint: Checkpoint, screen: Screen, *, force: bool = False) -> Profile:
+def profiled(
+    checkpoint: Checkpoint,
+    screen: Screen,
+    *,
+    force: bool = False,
+    spectra: bool = False,
+    workers: int | None = None,
+) -> Profile:
     """Its profile, kept or new, with a progress bar."""
     from planner.profile import profile_of
 
-    with screen.progress(f"profiling {checkpoint.name}", checkpoint.nbytes) as bar:
-        return profile_of(checkpoint, force=force, progress=bar.advance)
+    total = checkpoint.nbytes * (2 if spectra else 1)
+    with screen.progress(f"profiling {checkpoint.name}", total) as bar:
+        return profile_of(checkpoint, force=force, spectra=spectra, workers=workers, progress=bar.advance)
 
 
 def plan_at(path: Path) -> Plan:

@@ -25,7 +25,11 @@ def command(
     export: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a table, one row a tensor: .csv, .parquet or .arrow.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write profile.json to this folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write profile.json and the histograms to this folder.")] = None,
+    spectra: Annotated[bool, typer.Option("--spectra", help="Singular values of every matrix as well; slow.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=256, metavar="N", help="Threads; by default one a core.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Read the weights again, even if nothing changed.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -38,7 +42,9 @@ def command(
     from planner.cli.given import checkpoint_at, profiled
     from planner.cli.profile_detail import only, show_tensors
     from planner.cli.profile_table import known_statistic, show_overview, show_sorted, sorted_by
+    from planner.profile import histograms_of
     from planner.profile.export import writer_of
+    from planner.profile.pieces import profile_pieces
 
     screen = Screen(as_json=as_json)
     for name in (statistic, sort):
@@ -49,13 +55,14 @@ def command(
         if export.exists():
             raise OutputExists(f"{export} exists", hint="choose another name with --export, or remove it")
         fsio.require_folder_of(export)
-    profile = profiled(checkpoint_at(model), screen, force=force)
+    profile = profiled(checkpoint_at(model), screen, force=force, spectra=spectra, workers=workers)
     shown = only(profile, tensor) if tensor else profile
     shown = sorted_by(shown, sort) if sort else shown
     if out:
         fsio.ensure_folder(out)
-        fsio.replace_file(out / "profile.json", profile.model_dump_json(indent=1).encode() + b"\n")
-        screen.say(f"wrote {out / 'profile.json'}")
+        fsio.replace_file(out / "profile.json", profile_pieces(profile))
+        files = histograms_of(profile).copy_to(out)
+        screen.say(f"wrote {out / 'profile.json'}" + (f" and {files} of histograms" if files else ""))
     if export:
         fsio.replace_file(export, write(shown))
         screen.say(f"wrote {export}")

@@ -44,6 +44,7 @@ def command(
     from planner.cli.console import Screen
     from planner.cli.given import checkpoint_at, free_name, policy_at, profiled
     from planner.effects import check
+    from planner.profile import histograms_of
 
     screen = Screen(as_json=as_json)
     choice = _choice(
@@ -59,8 +60,12 @@ def command(
     free_name(out)
     checkpoint = checkpoint_at(model)
     profile = profiled(checkpoint, screen)
+    kept = histograms_of(profile)
     brief = Brief(
-        goal=goal, profile=profile, policy=limits, check=lambda plan: check(plan, checkpoint, profile, limits)
+        goal=goal,
+        profile=profile,
+        policy=limits,
+        check=lambda plan: check(plan, checkpoint, profile, limits, histograms=kept),
     )
     plan = propose_to(out, brief, choice, environment=os.environ, tell=screen.say)
     screen.emit(plan)

@@ -12,7 +12,9 @@ from planner.errors import OutputExists, UsageError
 
 if TYPE_CHECKING:
     from planner.cli.console import Screen
-    from planner.profile import Profile
+    from planner.profile import Histograms, Profile
+
+_FINE = 4096  # bins from which the page makes its own
 
 
 def command(
@@ -28,22 +30,30 @@ def command(
 
     screen = Screen(as_json=as_json)
     _check(out, force=force)
-    page = render(_subject(what, screen), None).encode()
+    profile, kept = _subject(what, screen)
+
+    def histogram(name: str) -> tuple[list[float], list[int]] | None:
+        found = kept.of(profile.by_name[name])
+        return found.bins(_FINE) if found else None
+
+    page = render(profile, histogram).encode()
     fsio.replace_file(out, page)
     screen.emit({"report": str(out), "bytes": len(page)})
     screen.show(f"wrote {out} ({len(page):,} bytes)")
 
 
-def _subject(what: str, screen: Screen) -> Profile:
-    """What is in the file, or the profile of the checkpoint."""
+def _subject(what: str, screen: Screen) -> tuple[Profile, Histograms]:
+    """What is in the file, or the profile of the checkpoint, and the histograms beside it."""
     from planner.cli.given import checkpoint_at, profiled
     from planner.inputs import read_text
+    from planner.profile import Histograms, histograms_of
     from planner.report import read_document
 
     path = Path(what)
     if path.is_file():
-        return read_document(read_text(path), what)
-    return profiled(checkpoint_at(what), screen)
+        return read_document(read_text(path), what), Histograms(path.parent)
+    profile = profiled(checkpoint_at(what), screen)
+    return profile, histograms_of(profile)
 
 
 def _check(out: Path, *, force: bool) -> None:

@@ -40,6 +40,7 @@ def command(
     from planner.cli.given import checkpoint_at, invoking_user, plan_at, profiled
     from planner.effects import check
     from planner.plan import Policy, decide, undecided, write_plan
+    from planner.profile import histograms_of
 
     screen = Screen()
     read = plan_at(plan)
@@ -53,7 +54,7 @@ def command(
     name = reviewer or invoking_user()
     approved, rejected = _decisions(read, approve, reject, more or [])
     if not approve and not reject:
-        report = check(read, checkpoint, profile, Policy())
+        report = check(read, checkpoint, profile, Policy(), histograms=histograms_of(profile))
         for decided in _asked(read, report, name, screen):
             read = decided
             fsio.replace_file(out or plan, write_plan(read))  # each decision, so that Ctrl-C loses none

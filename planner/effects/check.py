@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from planner.checkpoint import Checkpoint
 from planner.dtypes import float_dtype
@@ -11,7 +12,7 @@ from planner.effects.preview import preview
 from planner.effects.types import CheckedModification, CheckedTensor, CheckReport, Preview
 from planner.operations import Operation
 from planner.plan import Modification, Plan, Policy, Problem, TargetUnmatched, resolve
-from planner.profile import Profile, TensorProfile
+from planner.profile import Histograms, Profile, TensorProfile
 
 __all__ = ["EVIDENCE_TOLERANCE", "check", "operations_by_tensor"]
 
@@ -28,9 +29,15 @@ def check(
     policy: Policy,
     *,
     allow_void: bool = False,
+    histograms: Histograms | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Check every modification by itself and the plan as a whole. Changes nothing; raises nothing about the plan."""
+    """Check every modification by itself and the plan as a whole. Changes nothing; raises nothing about the plan.
+
+    With the `histograms` kept with the profile, narrow tensors are previewed without reading them. `progress` is told
+    the bytes previewed.
+    """
+    weights = _Weights(checkpoint, profile, histograms, progress)
     problems = list(_plan_problems(plan, profile, policy))
     checked: list[CheckedModification] = []
     targets: dict[str, tuple[str, ...]] = {}
@@ -44,13 +51,13 @@ def check(
         names = targets[modification.id]
         problems += _tensor_problems(modification, names, checkpoint, policy)
         tensors = tuple(
-            _checked(name, _previewed(checkpoint, name, [modification.operation], progress))
+            _checked(name, weights.previewed(name, [modification.operation]))
             for name in names
             if float_dtype(checkpoint.tensors[name].dtype)
         )
         checked.append(CheckedModification(id=modification.id, tensors=tensors))
         problems += _outcome_problems(modification, tensors, allow_void)
-    together = _together(plan, targets, checkpoint, checked, progress)
+    together = _together(plan, targets, weights, checked)
     problems += _size_problems(together, targets, policy)
     void = all(tensor.effect == "void" for tensor in together)
     if together and void and not allow_void and not problems:
@@ -217,21 +224,20 @@ def _outcome_problems(modification: Modification, tensors: Sequence[CheckedTenso
 def _together(
     plan: Plan,
     targets: dict[str, tuple[str, ...]],
-    checkpoint: Checkpoint,
+    weights: _Weights,
     checked: Sequence[CheckedModification],
-    progress: Progress | None,
 ) -> tuple[CheckedTensor, ...]:
     """Every tensor with all its modifications folded; where there is only one, its preview is at hand already."""
     alone = {(item.id, tensor.name): tensor for item in checked for tensor in item.tensors}
     by_tensor: dict[str, list[Modification]] = {}
     for modification in plan.modifications:
         for name in targets.get(modification.id, ()):
-            if float_dtype(checkpoint.tensors[name].dtype):
+            if float_dtype(weights.checkpoint.tensors[name].dtype):
                 by_tensor.setdefault(name, []).append(modification)
     return tuple(
         alone[modifications[0].id, name]
         if len(modifications) == 1
-        else _checked(name, _previewed(checkpoint, name, [m.operation for m in modifications], progress))
+        else _checked(name, weights.previewed(name, [m.operation for m in modifications]))
         for name, modifications in by_tensor.items()
     )
 
@@ -255,13 +261,21 @@ def _size_problems(
     return problems
 
 
-def _previewed(
-    checkpoint: Checkpoint, name: str, operations: Sequence[Operation], progress: Progress | None
-) -> Preview:
-    tensor = checkpoint.tensors[name]
-    dtype = float_dtype(tensor.dtype)
-    assert dtype is not None, "callers ask only for tensors whose dtype is understood"
-    return preview(checkpoint, tensor, dtype, operations, progress=progress)
+@dataclass(frozen=True)
+class _Weights:
+    """Where previews get a tensor's elements from: its kept histogram, else its bytes."""
+
+    checkpoint: Checkpoint
+    profile: Profile
+    histograms: Histograms | None
+    progress: Progress | None
+
+    def previewed(self, name: str, operations: Sequence[Operation]) -> Preview:
+        tensor, known = self.checkpoint.tensors[name], self.profile.by_name.get(name)
+        dtype = float_dtype(tensor.dtype)
+        assert dtype is not None, "callers ask only for tensors whose dtype is understood"
+        histogram = self.histograms.of(known) if self.histograms and known else None
+        return preview(self.checkpoint, tensor, dtype, operations, histogram=histogram, progress=self.progress)
 
 
 def _checked(name: str, outcome: Preview) -> CheckedTensor:

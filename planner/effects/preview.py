@@ -1,7 +1,8 @@
 """What a list of operations would do to one tensor, exactly, before a byte of it changes.
 
 The preview runs the very function that `apply` will run. For a dtype of 16 bits or fewer it runs on each distinct
-pattern once, weighted by how often the pattern occurs; for wider dtypes on the chunks. Memory: a few chunks.
+pattern once, weighted by how often the pattern occurs, which the histogram beside the profile says without reading a
+weight; for wider dtypes on the chunks. Memory: a few chunks.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from planner.dtypes import NUMBERS, FloatDtype
 from planner.dtypes.floats import Patterns
 from planner.effects.types import Moments, Preview
 from planner.operations import Operation, fold
-from planner.profile.tallies import Matrix, describe
+from planner.profile import Histogram
 
 __all__ = ["preview"]
 
@@ -31,9 +32,14 @@ def preview(
     dtype: FloatDtype,
     operations: Sequence[Operation],
     *,
+    histogram: Histogram | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Preview:
-    """Compare the tensor before and after `operations`. Reads the tensor once; `progress` is told the bytes read."""
+    """Compare the tensor before and after `operations`.
+
+    With the exact histogram of the tensor no weight is read; else the tensor is read once. `progress` is told the bytes
+    done.
+    """
 
     def chunks() -> Iterator[Patterns]:
         for chunk in checkpoint.chunks(tensor):
@@ -44,7 +50,14 @@ def preview(
     transform = fold(operations, dtype)
     comparison = _Comparison()
     if dtype.tabulable:
-        counts = describe(chunks, Matrix(NUMBERS[dtype.name], tensor.elements, columns=0)).counts
+        if histogram and histogram.exact:
+            counts = histogram.table
+            if progress:
+                progress(tensor.nbytes)
+        else:
+            from planner.profile.tallies import Matrix, describe  # here, because numba comes with it
+
+            counts = describe(chunks, Matrix(NUMBERS[dtype.name], tensor.elements, columns=0)).counts
         occurring = np.flatnonzero(counts).astype(dtype.pattern)
         comparison.add(occurring, transform(occurring), dtype, counts[occurring])
     else:

@@ -23,7 +23,7 @@ from planner.inputs import read_text
 from planner.pipeline.definition import Pipeline, ReviewRule, Started
 from planner.pipeline.outcome import Outcome
 from planner.plan import Plan, Policy, decide, read_plan, read_policy, write_plan
-from planner.profile import Profile, profile_of
+from planner.profile import Profile, histograms_of, profile_of
 from planner.records import Record
 from planner.transaction import RECEIPT, Receipt, apply_plan, patch_folder, revert
 
@@ -157,7 +157,7 @@ class _Run:
                 goal=self._pipeline.goal,
                 profile=profile,
                 policy=self._policy,
-                check=lambda plan: check(plan, self._checkpoint, profile, self._policy),
+                check=lambda plan: self._checked(plan, profile),
             )
             proposed = propose_to(
                 path, brief, self._pipeline.analyst, environment=self._environment, tell=self._watcher.say
@@ -168,9 +168,12 @@ class _Run:
     def check(self, plan: Plan, profile: Profile) -> CheckReport:
         return self._step(
             "check.json",
-            lambda: check(plan, self._checkpoint, profile, self._policy),
+            lambda: self._checked(plan, profile),
             CheckReport.model_validate_json,
         )
+
+    def _checked(self, plan: Plan, profile: Profile) -> CheckReport:
+        return check(plan, self._checkpoint, profile, self._policy, histograms=histograms_of(profile))
 
     def review(self, plan: Plan, report: CheckReport) -> Plan:
         path = self._folder / "reviewed.json"

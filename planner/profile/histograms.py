@@ -25,6 +25,7 @@ __all__ = ["Histogram", "HistogramWriter", "Histograms"]
 _PREFIX = "histograms-"
 _FILE = 16 * 2**20
 _SCHEMA = {"schema": "planner/histograms@1"}
+_COUNTED = ("U8", "U16", "U32", "U64")
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,15 @@ class Histograms:
 
     def __init__(self, folder: Path) -> None:
         """Reads the headers; a file that is none of ours, or damaged, is passed over."""
-        self.files = sorted(folder.rglob(f"{_PREFIX}*.safetensors"))
+        self.files: list[Path] = []
         self._places: dict[str, tuple[Path, str, int, int]] = {}
-        for path in self.files:
+        for path in sorted(folder.rglob(f"{_PREFIX}*.safetensors")):
             try:
                 header = read_header(path)
             except CheckpointError:
                 continue
             if header.metadata == _SCHEMA:
+                self.files.append(path)
                 for entry in header.entries:
                     self._places[entry.name] = (path, entry.dtype, entry.begin, entry.nbytes)
 
@@ -137,13 +139,16 @@ class Histograms:
         patterns, counts = self._array(f"{tensor.name}#patterns"), self._array(f"{tensor.name}#counts")
         if dtype is None or patterns is None or counts is None or len(patterns) != len(counts):
             return None
-        if int(counts.sum()) != tensor.elements:
+        if (np.diff(patterns) <= 0).any() or (patterns >= 2 ** min(8 * dtype.itemsize, 16)).any() or (counts < 0).any():
             return None
-        return Histogram(dtype, patterns, counts)
+        found = Histogram(dtype, patterns, counts)
+        return found if _agree(found, tensor) else None
 
     def copy_to(self, folder: Path) -> int:
         """Put the files into a folder, in place of those that are there; returns how many. Raises `StorageError`."""
-        for path in folder.glob(f"{_PREFIX}*.safetensors"):
+        if any(path.parent.resolve() == folder.resolve() for path in self.files):
+            return len(self.files)  # they are there
+        for path in folder.glob(f"{_PREFIX}{5 * '[0-9]'}.safetensors"):
             fsio.remove_file(path)
         for number, path in enumerate(self.files):
             fsio.copy_file(path, folder / f"{_PREFIX}{number:05d}.safetensors")
@@ -153,6 +158,8 @@ class Histograms:
         if name not in self._places:
             return None
         path, dtype, begin, nbytes = self._places[name]
+        if dtype not in _COUNTED or nbytes > 2**16 * 8:
+            return None
         try:
             with path.open("rb") as file:
                 file.seek(begin)
@@ -161,3 +168,16 @@ class Histograms:
             return None
         kind = np.dtype(f"<u{int(dtype[1:]) // 8}")
         return np.frombuffer(raw, kind).astype(np.int64) if len(raw) == nbytes else None
+
+
+def _agree(histogram: Histogram, tensor: TensorProfile) -> bool:
+    """Whether a histogram can be that of this tensor: another of the same name and size may have been left behind."""
+    values, counts = histogram.values(), histogram.counts
+    finite = np.isfinite(values)
+    if (counts.sum(), counts[~finite].sum()) != (tensor.elements, tensor.nan + tensor.inf):
+        return False
+    if not histogram.exact:
+        return True
+    there = values[finite]
+    ends = (float(there.min()), float(there.max())) if len(there) else (None, None)
+    return ends == (tensor.min, tensor.max) and int(counts[values == 0].sum()) == tensor.zeros

@@ -19,6 +19,7 @@ from planner import __version__, fsio
 from planner.checkpoint import Checkpoint, Shard, digest_bytes
 from planner.errors import StorageError
 from planner.profile.histograms import HistogramWriter
+from planner.profile.pieces import tensor_pieces
 from planner.profile.types import TensorProfile
 
 __all__ = ["SETTLED_NS", "PartialRun", "signature_of"]
@@ -45,6 +46,7 @@ class PartialRun:
         self._checkpoint = checkpoint
         self._usable = True
         self._signature = ""
+        self._shards: set[str] = set()
         self._started = 0
         self._writer: HistogramWriter | None = None
         with self._done_without():
@@ -54,8 +56,14 @@ class PartialRun:
 
     def kept(self, shard: Shard) -> list[TensorProfile] | None:
         """The tensors of a shard, if an earlier run finished it; else makes ready for them."""
-        self._signature, self._started = signature_of(self._checkpoint.path / shard.name), time.time_ns()
+        self._started = time.time_ns()
+        try:
+            self._signature = signature_of(self._checkpoint.path / shard.name)
+        except OSError:  # who reads it will say so
+            self._usable = False
+            return None
         folder = self._folder / _short(self._signature)
+        self._shards.add(folder.name)
         try:
             return _TENSORS.validate_json((folder / _DONE).read_bytes())
         except (OSError, ValueError):
@@ -75,19 +83,25 @@ class PartialRun:
     def keep(self, shard: Shard, tensors: list[TensorProfile]) -> None:
         """The shard at hand is done; its tensors are written, unless it may have changed on the way."""
         path = self._checkpoint.path / shard.name
-        steady = signature_of(path) == self._signature and path.stat().st_ctime_ns < self._started - SETTLED_NS
+        try:
+            steady = signature_of(path) == self._signature and path.stat().st_ctime_ns < self._started - SETTLED_NS
+        except OSError:  # gone since it was read
+            steady = False
         with self._done_without():
             if self._usable and self._writer:
                 self._writer.flush()
                 if steady:
-                    fsio.replace_file(self._folder / _short(self._signature) / _DONE, _TENSORS.dump_json(tensors))
+                    fsio.replace_file(self._folder / _short(self._signature) / _DONE, tensor_pieces(tensors))
 
-    def finish(self, target: Path, profile: bytes) -> None:
+    def finish(self, target: Path, profile: Iterator[bytes]) -> None:
         """The run is done: its folder becomes `target`, with `profile.json`. Raises `StorageError`."""
         if not self._usable:
             return
-        for path in self._folder.glob(f"*/{_DONE}"):
-            fsio.remove_file(path)
+        for path in self._folder.iterdir():
+            if path.name in self._shards:
+                fsio.remove_file(path / _DONE)
+            elif path.is_dir():  # what an interrupted run knew of a shard that has changed since
+                fsio.remove_tree(path)
         fsio.replace_file(self._folder / "profile.json", profile)
         fsio.ensure_folder(target.parent)
         fsio.remove_tree(target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ from planner.profile.spectra import Spectrum, spectrum_of
 from planner.profile.sweep import Found, Progress, Task, sweep
 from planner.profile.tallies import Described, Norms
 from planner.profile.ties import same_bytes_of, ties_of
-from planner.profile.types import Element, Experts, HeadNorms, Profile, TensorProfile
+from planner.profile.types import Element, Experts, HeadNorms, Profile, Statistics, TensorProfile
 
 __all__ = ["Keeper", "profile_checkpoint"]
 
@@ -94,10 +95,11 @@ def _shard(
     tensors = [checkpoint.tensors[entry.name] for entry in shard.header.entries]
     tasks = [Task(tensor, fused_experts(tensor.name, tensor.shape)) for tensor in tensors]
     found: dict[str, TensorProfile] = {}
-    for result in sweep(checkpoint, tasks, workers=workers, progress=progress):
-        if keeper and result.whole:
-            keeper.histogram(result.tensor.name, result.whole.counts)
-        found[result.tensor.name] = _tensor_profile(result, checkpoint.config)
+    with closing(sweep(checkpoint, tasks, workers=workers, progress=progress)) as results:
+        for result in results:
+            if keeper and result.whole:
+                keeper.histogram(result.tensor.name, result.whole.counts)
+            found[result.tensor.name] = _tensor_profile(result, checkpoint.config)
     profiles = [found[tensor.name] for tensor in tensors]
     return [_with_spectra(checkpoint, profile, progress) for profile in profiles] if spectra else profiles
 
@@ -131,9 +133,10 @@ def _heads(norms: Norms, role: str, shape: tuple[int, ...], config: dict[str, An
             part=band.part,
             axis=band.axis,
             width=band.width,
-            norms=norms.bands(band.axis, band.start, band.count, band.width),
+            norms=found,
         )
         for band in head_layout(role, shape, config)
+        if (found := norms.bands(band.axis, band.start, band.count, band.width))
     )
 
 
@@ -143,8 +146,7 @@ def _elements(whole: Described, shape: tuple[int, ...]) -> tuple[Element, ...]:
     return tuple(Element(index=index, value=value) for index, (_, value) in zip(indices, whole.largest, strict=False))
 
 
-def _experts(experts: tuple[Described, ...]) -> Experts:
-    each = [expert.statistics for expert in experts]
+def _experts(each: tuple[Statistics, ...]) -> Experts:
     return Experts(
         count=len(each),
         mean=tuple(one.mean for one in each),

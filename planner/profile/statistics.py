@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +52,11 @@ class Moments:
 
 
 def ranks_of(n: int) -> list[int]:
-    """The 1-based rank of each quantile: ceil(q·n), with q·n exactly on a whole number not pushed up by rounding."""
-    return [min(max(math.ceil(round(quantile * n, 9)), 1), n) for quantile in QUANTILES]
+    """The 1-based rank of each quantile: ceil(q·n), exactly: q is the decimal number that it is written as."""
+    return [max(-(-share.numerator * n // share.denominator), 1) for share in _SHARES]
+
+
+_SHARES = [Fraction(str(quantile)) for quantile in QUANTILES]
 
 
 def statistics_from(

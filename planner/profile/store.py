@@ -22,7 +22,7 @@ from planner.checkpoint import Checkpoint, digest_bytes
 from planner.errors import StorageError
 from planner.profile.histograms import Histograms
 from planner.profile.partial import SETTLED_NS, PartialRun, signature_of
-from planner.profile.profiler import profile_checkpoint
+from planner.profile.pieces import profile_pieces
 from planner.profile.types import Profile
 
 __all__ = ["cache_folder", "histograms_of", "profile_of"]
@@ -55,6 +55,8 @@ def profile_of(
     signature = _signature(checkpoint)
     if not force and (kept := _kept(folder, signature)) and (kept.spectra or not spectra):
         return kept.model_copy(update={"name": checkpoint.name})
+    from planner.profile.profiler import profile_checkpoint  # here, because numba comes with it
+
     if not keep:
         return profile_checkpoint(checkpoint, spectra=spectra, workers=workers, progress=progress)
     started = time.time_ns()
@@ -63,7 +65,7 @@ def profile_of(
     if _signature(checkpoint) != signature:  # changed while it was read
         return profile
     with suppress(StorageError):
-        partial.finish(folder / "profiles" / _hex(profile), profile.model_dump_json().encode())
+        partial.finish(folder / "profiles" / _hex(profile), profile_pieces(profile))
         # A file changed within the clock's resolution of our reading could change again unseen (git calls such an
         # entry racy): it is not recognised by its signature later.
         if _newest_ns(checkpoint) < started - SETTLED_NS:

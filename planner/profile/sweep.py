@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from planner.checkpoint import Checkpoint, Tensor, TensorReader
 from planner.dtypes import NumberDtype, number_dtype
 from planner.dtypes.floats import Patterns
 from planner.profile.tallies import Described, Matrix, Scratch, Tally, tally_for
+from planner.profile.types import Statistics
 
 __all__ = ["Found", "Progress", "Task", "available_cores", "sweep"]
 
@@ -46,27 +47,27 @@ class Found:
     digest: str
     whole: Described | None
     """None where the dtype's values are not read."""
-    experts: tuple[Described, ...]
+    experts: tuple[Statistics, ...]
 
 
 def available_cores() -> int:
     """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def sweep(
     checkpoint: Checkpoint, tasks: Sequence[Task], *, workers: int | None = None, progress: Progress | None = None
-) -> Iterator[Found]:
+) -> Generator[Found]:
     """What there is to know about each tensor, in the order in which they are finished.
 
     `progress` is told the bytes read. Raises what reading raises: `ShardTruncated`, `FileUnreadable`.
     """
-    count = workers or available_cores()
+    count = max(workers or available_cores(), 1)
     board = _Board(checkpoint, tasks, results=2 * count, progress=progress or (lambda _: None))
     threads = [threading.Thread(target=board.work, name=f"sweep-{number}", daemon=True) for number in range(count)]
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:
+            thread.start()
         for _ in tasks:
             yield board.next_result()
     finally:
@@ -86,7 +87,7 @@ class _Job:
         self.hashed = self.merged = self.claimed = 0
         dtype = number_dtype(task.tensor.dtype)
         shape = task.tensor.shape
-        self.parts = task.experts or 1
+        self.parts = (task.experts or 1) if dtype else 1  # the bits of an expert may fill no whole byte
         self._part_bytes = task.tensor.nbytes // self.parts
         self._pieces = -(-self._part_bytes // _PIECE)
         self.pieces = self._pieces * self.parts
@@ -96,7 +97,7 @@ class _Job:
         self._part = self._whole if self.parts == 1 else None
         self._part_matrix = Matrix.of(dtype, shape[1:]) if dtype and self.parts > 1 else None
         self._parts: dict[int, Tally] = {}
-        self._experts: list[Described] = []
+        self._experts: list[Statistics] = []
 
     @property
     def left(self) -> int:
@@ -121,18 +122,22 @@ class _Job:
             self._wait(lambda: self.merged == index, stopped)
             tally.merge(scratch, first)
             if self.parts > 1 and piece == self._pieces - 1:
-                self._finish_part(part, tally, reader)
+                self._finish_part(part, tally, reader, stopped)
         else:
             self._wait(lambda: self.merged == index, stopped)
         self._next("merged")
         return size
 
-    def result(self, reader: TensorReader) -> Found:
+    def result(self, reader: TensorReader, stopped: threading.Event) -> Found:
         """The result, once every piece is merged."""
+
+        def again() -> Iterator[Patterns]:
+            return self._again(reader, 0, self.tensor.nbytes, stopped)
+
         return Found(
             tensor=self.tensor,
             digest="blake3:" + self._hasher.hexdigest(),
-            whole=self._whole.finish(lambda: self._again(reader, 0, self.tensor.nbytes)) if self._whole else None,
+            whole=self._whole.finish(again) if self._whole else None,
             experts=tuple(self._experts),
         )
 
@@ -143,18 +148,21 @@ class _Job:
         with self.turn:
             return self._parts.setdefault(part, tally_for(self._part_matrix))
 
-    def _finish_part(self, part: int, tally: Tally, reader: TensorReader) -> None:
+    def _finish_part(self, part: int, tally: Tally, reader: TensorReader, stopped: threading.Event) -> None:
         assert self._whole is not None, "asked for only where the dtype is read"
         self._whole.absorb(tally, part * tally.matrix.elements)
         begin = part * self._part_bytes
-        self._experts.append(tally.finish(lambda: self._again(reader, begin, begin + self._part_bytes)))
+        described = tally.finish(lambda: self._again(reader, begin, begin + self._part_bytes, stopped))
+        self._experts.append(described.statistics)  # the rest takes half a MiB an expert
         with self.turn:
             del self._parts[part]
 
-    def _again(self, reader: TensorReader, begin: int, end: int) -> Iterator[Patterns]:
+    def _again(self, reader: TensorReader, begin: int, end: int, stopped: threading.Event) -> Iterator[Patterns]:
         assert self._dtype is not None, "asked for only where the dtype is read"
         buffer = np.empty(min(_PIECE, end - begin), np.uint8).data
         for place in range(begin, end, _PIECE):
+            if stopped.is_set():
+                raise _Stopped
             data = buffer[: min(_PIECE, end - place)]
             reader.read_into(data, self.tensor, place)
             yield np.frombuffer(data, self._dtype.pattern)
@@ -231,7 +239,7 @@ class _Board:
             if index >= job.pieces - 1:
                 with self._lock:
                     self._active.remove(job)
-                self._results.put(job.result(reader))
+                self._results.put(job.result(reader, self._stopped))
 
     def _claim(self, current: _Job | None) -> tuple[_Job, int] | None:
         with self._lock:

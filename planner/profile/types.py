@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Literal
+from functools import cache, cached_property
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 from planner.profile.spectra import Spectrum
 from planner.records import Record
@@ -29,7 +30,20 @@ QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 OUTLIER_ORDERS = ("3", "6")
 
 
-class TensorIdentity(Record):
+class _Numerous(Record):
+    """A record of which a model has many thousands: all of a class share one set of the fields that were given."""
+
+    def model_post_init(self, context: Any, /) -> None:  # noqa: ARG002 - the name is pydantic's
+        # The set that pydantic keeps for each would take more memory than the numbers; nothing here asks for it.
+        object.__setattr__(self, "__pydantic_fields_set__", _all_fields(type(self)))
+
+
+@cache
+def _all_fields(record: type[BaseModel]) -> set[str]:
+    return set(record.model_fields)
+
+
+class TensorIdentity(_Numerous):
     """What a tensor is."""
 
     name: str
@@ -52,7 +66,7 @@ class TensorIdentity(Record):
     """Whether this version reads values of its dtype; if not, the statistics are null."""
 
 
-class Statistics(Record):
+class Statistics(_Numerous):
     """Statistics of one tensor over its finite elements; null where there is nothing to say."""
 
     mean: float | None = None
@@ -95,7 +109,7 @@ class Statistics(Record):
     """Shannon entropy of the finite values in bits an element; null where the distinct values were not counted."""
 
 
-class NormSummary(Record):
+class NormSummary(_Numerous):
     """The l2 norms of the rows, or of the columns, of a matrix: non-finite elements count as zero."""
 
     count: int
@@ -114,7 +128,7 @@ class NormSummary(Record):
     """Indices of the largest norms, the largest first."""
 
 
-class HeadNorms(Record):
+class HeadNorms(_Numerous):
     """The l2 norm of each head's share of an attention projection."""
 
     part: Literal["query", "key", "value", "output"]
@@ -127,7 +141,10 @@ class HeadNorms(Record):
     """One norm a head, in order."""
 
 
-class Element(Record):
+@dataclass(
+    frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+)
+class Element:
     """One element of a tensor."""
 
     index: tuple[int, ...]
@@ -246,6 +263,12 @@ class Profile(Record):
     """What is notable, the most notable first."""
     warnings: tuple[str, ...] = ()
     """What is odd about the files, though they can be read."""
+
+    def to_arrow(self) -> Any:
+        """A pyarrow.Table, one row a tensor, for pandas and polars. Raises `ExtraMissing` without pyarrow."""
+        from planner.profile.export import to_arrow
+
+        return to_arrow(self)
 
     @cached_property
     def by_name(self) -> dict[str, TensorProfile]:

@@ -23,7 +23,7 @@ from planner.errors import (
 )
 from planner.operations import Operation, fold
 from planner.plan import Modification, Plan, Policy, approved, write_plan
-from planner.profile import profile_checkpoint, profile_of
+from planner.profile import profile_of
 from planner.transaction.history import copy_patch
 from planner.transaction.ledger import (
     PLAN,
@@ -149,7 +149,7 @@ def _refuse_unusable(out: Path | None, model: Path) -> None:
 def _accepted(plan: Plan, checkpoint: Checkpoint, before: State, policy: Policy, *, allow_void: bool) -> CheckReport:
     profile = profile_of(checkpoint, keep=False)  # apply writes nothing but what it was asked to
     if profile.fingerprint != before.fingerprint:  # the kept profile is of other bytes; the disk decides
-        profile = profile_checkpoint(checkpoint)
+        profile = profile_of(checkpoint, force=True, keep=False)
     report = check(plan, checkpoint, profile, policy, allow_void=allow_void)
     if report.problems:
         only_void = all(problem.code == "void-modification" for problem in report.problems)

@@ -14,7 +14,7 @@ import pytest
 from chat_server import ChatServer, Hang
 
 STEPS = {
-    "profile": (["profile", "MODEL", "--json"], "planner.profile.store:profile_checkpoint"),
+    "profile": (["profile", "MODEL", "--json"], "planner.profile.profiler:profile_checkpoint"),
     "profile, writing": (["profile", "MODEL", "--out", "TMP/new"], "os:replace"),
     "propose": (["propose", "MODEL", "--goal", "g", "--out", "TMP/n.json"], "planner.analysts.rules:drafted"),
     "propose, writing": (["propose", "MODEL", "--goal", "g", "--out", "TMP/n.json"], "os:replace"),

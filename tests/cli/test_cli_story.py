@@ -174,7 +174,7 @@ def test_a_second_profile_reads_no_weight(planner, tiny_model, monkeypatch):
         raise AssertionError("the weights were read a second time")
 
     with monkeypatch.context() as patch:
-        patch.setattr("planner.profile.store.profile_checkpoint", read_again)
+        patch.setattr("planner.profile.profiler.profile_checkpoint", read_again)
         assert planner("profile", tiny_model, "--json").json == first
         assert planner("profile", tiny_model, "--force").status == 1, "--force reads them"
     assert planner("profile", tiny_model, "--force").status == 0

@@ -10,7 +10,7 @@ import pytest
 from builders import random_tensor, write_checkpoint
 
 from planner.checkpoint import Checkpoint, Tensor, TensorReader, open_checkpoint
-from planner.profile import Profile, histograms_of, partial, profile_of, store
+from planner.profile import Profile, histograms_of, partial, profile_of, profiler, store
 from planner.profile.store import cache_folder
 
 TENSORS = {f"layers.{n}.w": ("BF16", random_tensor((4, 8), seed=n)) for n in range(3)}
@@ -110,18 +110,18 @@ def test_a_changed_or_removed_configuration_is_noticed(folder: Path, cache: Path
 def test_a_file_changed_while_it_was_profiled_is_not_kept(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    profile_checkpoint = store.profile_checkpoint
+    profile_checkpoint = profiler.profile_checkpoint
 
     def change_after(checkpoint: Checkpoint, **options: object) -> Profile:
         profile = profile_checkpoint(checkpoint)
         flip_a_bit(folder / "model-00001-of-00002.safetensors")
         return profile
 
-    monkeypatch.setattr(store, "profile_checkpoint", change_after)
+    monkeypatch.setattr(profiler, "profile_checkpoint", change_after)
     stale = profiled(folder, cache)
     assert not (cache / "profiles").exists()
     assert not (cache / "seen").exists()
-    monkeypatch.setattr(store, "profile_checkpoint", profile_checkpoint)
+    monkeypatch.setattr(profiler, "profile_checkpoint", profile_checkpoint)
     assert profiled(folder, cache).fingerprint != stale.fingerprint
 
 

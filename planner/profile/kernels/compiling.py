@@ -1,4 +1,8 @@
-"""How the kernels are compiled: when first called, and kept on disk where a folder can be written to."""
+"""How the kernels are compiled: when first called, and kept on disk where a folder can be written to.
+
+What is kept is known by the text of the kernel's own file alone. So all that a kernel calls lies in the same file, even
+if twice; otherwise a change of it would go unnoticed, also by who installs a new version over an old one.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ class Kernel:
     def _compile(self) -> Any:
         try:
             return numba.njit(self._signatures, nogil=True, cache=True, **self._options)(self._function)
-        except (OSError, RuntimeError):  # no folder for the cache, a full disk, or a package that lies in an archive
+        except Exception:  # noqa: BLE001 - no folder for the cache, a full disk, a damaged file in it: any error at all
             return numba.njit(self._signatures, nogil=True, **self._options)(self._function)
 
 

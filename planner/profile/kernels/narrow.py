@@ -8,11 +8,27 @@ from llvmlite import ir
 from numba.extending import intrinsic
 
 from planner.profile.kernels.compiling import ANY_ORDER, compiled
-from planner.profile.kernels.largest import keep
 
 __all__ = ["fold_counts", "tally_halves", "tally_table"]
 
 BLOCK = 8192  # elements of a vector that are looked at at once: the first cache holds them
+
+
+@numba.njit
+def _keep(keys, patterns, places, key, pattern, place):
+    """Put an element among the largest, in place of the smallest of them; returns the smallest key then kept.
+
+    Of equal elements the one with the lowest place stays, whatever order they come in.
+    """
+    least = 0
+    for slot in range(1, keys.size):
+        if keys[slot] < keys[least] or (keys[slot] == keys[least] and places[slot] > places[least]):
+            least = slot
+    if key > keys[least] or (key == keys[least] and place < places[least]):
+        keys[least] = key
+        patterns[least] = pattern
+        places[least] = place
+    return keys.min()
 
 
 @intrinsic
@@ -41,7 +57,7 @@ def _largest_halves(piece, first, limit, keys, patterns, places, least):
         for i in range(piece.size):
             key = np.int64(piece[i] & np.uint16(0x7FFF))
             if least < key < limit:
-                least = keep(keys, patterns, places, key, np.int64(piece[i]), first + i)
+                least = _keep(keys, patterns, places, key, np.int64(piece[i]), first + i)
     return least, peak < limit
 
 
@@ -143,7 +159,7 @@ def tally_table(data, squares, magnitudes, first, columns, counts, rows, cols, k
         counts[i & 1, pattern] += np.uint32(1)
         key = magnitudes[pattern]
         if key > least:
-            least = keep(keys, patterns, places, key, np.int64(pattern), first + i)
+            least = _keep(keys, patterns, places, key, np.int64(pattern), first + i)
         if columns:
             rows[row] += squares[pattern]
             cols[column] += squares[pattern]

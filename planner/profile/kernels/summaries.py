@@ -84,9 +84,9 @@ def runs_of(ascending, out):
     out[0], out[1] = distinct, entropy
 
 
-@compiled("void(float64[::1], float64, float64[::1], int64[::1], int64[::1])")
-def summarise_norms(squares, unit, out, smallest, largest):
-    """Turn sums of squares into norms, in place, each divided by `unit`; summarise them.
+@compiled("void(float64[::1], float64[::1], int64[::1], int64[::1])")
+def summarise_norms(squares, out, smallest, largest):
+    """Turn sums of squares into norms, in place, and summarise them.
 
     `out`: smallest, largest, mean, population standard deviation; `smallest` and `largest`: the places of the extreme
     norms, of equal ones the lowest places; filled with -1 where there are fewer.
@@ -95,7 +95,7 @@ def summarise_norms(squares, unit, out, smallest, largest):
     smallest[:] = -1
     largest[:] = -1
     for i in range(squares.size):
-        norm = math.sqrt(squares[i]) / unit
+        norm = math.sqrt(squares[i])
         squares[i] = norm
         total += norm
         at, here = i, smallest.size - 1

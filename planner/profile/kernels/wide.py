@@ -11,7 +11,6 @@ import numba
 import numpy as np
 
 from planner.profile.kernels.compiling import ANY_ORDER, compiled
-from planner.profile.kernels.largest import keep
 
 __all__ = ["BLOCK", "MOMENTS", "TALLIES", "count_digits", "merge_moments", "tally_wide"]
 
@@ -21,6 +20,23 @@ TALLIES = 6
 """Counts of zeros, negative zeros, subnormals, NaN, infinities, negative infinities."""
 BLOCK = 4096
 """Elements whose moments are taken at once: the first cache holds them."""
+
+
+@numba.njit
+def _keep(keys, patterns, places, key, pattern, place):
+    """Put an element among the largest, in place of the smallest of them; returns the smallest key then kept.
+
+    Of equal elements the one with the lowest place stays, whatever order they come in.
+    """
+    least = 0
+    for slot in range(1, keys.size):
+        if keys[slot] < keys[least] or (keys[slot] == keys[least] and places[slot] > places[least]):
+            least = slot
+    if key > keys[least] or (key == keys[least] and place < places[least]):
+        keys[least] = key
+        patterns[least] = pattern
+        places[least] = place
+    return keys.min()
 
 
 @numba.njit
@@ -132,7 +148,7 @@ def tally_wide(
                 for i in range(block.size):
                     key = abs(np.float64(block[i]))
                     if least < key < np.inf:
-                        least = keep(keys, patterns, places, key, np.int64(raw[i]), first + at + i)
+                        least = _keep(keys, patterns, places, key, np.int64(raw[i]), first + at + i)
         if small:
             zeros = 0
             for i in range(block.size):
