@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from planner.errors import UsageError
@@ -16,6 +17,7 @@ __all__ = ["only", "show_tensors"]
 
 _MOST_TENSORS = 20
 _MOST_NORMS = 64
+_SPECTRAL = ("spectral_norm", "stable_rank", "effective_rank", "tail_exponent")
 
 
 def only(profile: Profile, patterns: Sequence[str]) -> Profile:
@@ -101,17 +103,16 @@ def _parts(tensor: TensorProfile) -> Iterator[tuple[str, str]]:
             "  ".join(f"({','.join(map(str, found.index))})={_value(found.value)}" for found in tensor.largest),
         )
     if tensor.experts:
-        yield (
-            "experts",
-            f"{tensor.experts.count}, least and most: "
-            + "  ".join(
-                f"{name}={_value(min(there))}..{_value(max(there))}"
-                for name in ("mean", "std", "rms", "abs_max", "kurtosis", "zeros", "nonfinite")
-                if (there := [value for value in getattr(tensor.experts, name) if value is not None])
-            ),
-        )
+        names = ("mean", "std", "rms", "abs_max", "kurtosis", "zeros", "nonfinite")
+        yield "experts", f"{tensor.experts.count}, least and most: {_spans(tensor.experts, names)}"
+        spectra = [spectrum for spectrum in tensor.experts.spectra if spectrum]
+        if spectra:
+            columns = {name: [getattr(one, name) for one in spectra] for name in _SPECTRAL}
+            yield "their spectra", f"least and most: {_spans(SimpleNamespace(**columns), _SPECTRAL)}"
     if tensor.spectrum:
         facts = {k: v for k, v in tensor.spectrum.model_dump().items() if k != "singular_values" and v is not None}
+        if tensor.spectrum.effective_rank is not None:  # the bounds are the number itself
+            facts = {k: v for k, v in facts.items() if not k.startswith("effective_rank_at")}
         yield "singular values", " ".join(map(_value, tensor.spectrum.singular_values))
         yield "spectrum", "  ".join(f"{k}={v if isinstance(v, str) else _value(v)}" for k, v in facts.items())
 
@@ -130,6 +131,12 @@ def _comparison(tensor: TensorProfile, everything: Profile) -> Iterator[tuple[st
 def _facts(tensor: TensorProfile, names: Sequence[str]) -> str:
     # Name and number are one word, so that a narrow terminal breaks no line between them.
     return "  ".join(f"{name}={_value(getattr(tensor, name))}" for name in names)
+
+
+def _spans(columns: object, names: Sequence[str]) -> str:
+    """The least and the most of each column of numbers that has any."""
+    there = {name: [value for value in getattr(columns, name) if value is not None] for name in names}
+    return "  ".join(f"{name}={_value(min(got))}..{_value(max(got))}" for name, got in there.items() if got)
 
 
 def _places(places: Sequence[int]) -> str:

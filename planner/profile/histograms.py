@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from planner import fsio
 from planner.checkpoint import encode_header, read_header
 from planner.dtypes import NumberDtype, number_dtype
-from planner.errors import CheckpointError
+from planner.errors import CheckpointError, FileUnreadable
 from planner.profile.types import TensorProfile
 
 __all__ = ["Histogram", "HistogramWriter", "Histograms"]
@@ -121,7 +121,7 @@ class Histograms:
         for path in sorted(folder.rglob(f"{_PREFIX}*.safetensors")):
             try:
                 header = read_header(path)
-            except CheckpointError:
+            except (CheckpointError, FileUnreadable):
                 continue
             if header.metadata == _SCHEMA:
                 self.files.append(path)

@@ -27,7 +27,8 @@ __all__ = ["Found", "Progress", "Task", "available_cores", "sweep"]
 
 Progress = Callable[[int], None]
 
-_PIECE = 4 * 2**20  # a multiple of every element's size
+_PIECE = 2 * 2**20  # a multiple of every element's size
+_MOST_THREADS = 64  # unless more are asked for: each takes 3 MiB, and 8 more for a million columns
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,13 @@ def sweep(
 
     `progress` is told the bytes read. Raises what reading raises: `ShardTruncated`, `FileUnreadable`.
     """
-    count = max(workers or available_cores(), 1)
+    count = max(workers or min(available_cores(), _MOST_THREADS), 1)
     board = _Board(checkpoint, tasks, results=2 * count, progress=progress or (lambda _: None))
     threads = [threading.Thread(target=board.work, name=f"sweep-{number}", daemon=True) for number in range(count)]
     try:
         for thread in threads:
             thread.start()
+            board.wait_for_one()
         for _ in tasks:
             yield board.next_result()
     finally:
@@ -192,8 +194,16 @@ class _Board:
         self._active: list[_Job] = []
         self._lock = threading.Lock()
         self._stopped = threading.Event()
+        self._arrived = threading.Semaphore(0)
         self._results: queue.Queue[Found | BaseException] = queue.Queue(maxsize=results)
         self._progress = progress
+
+    def wait_for_one(self) -> None:
+        """Wait until the thread just started is at work: two must not begin at once under a debugger or coverage.
+
+        CPython 3.11 fails a thread that installs its trace function while another one does.
+        """
+        self._arrived.acquire(timeout=10)
 
     def next_result(self) -> Found:
         """A finished tensor. Raises what went wrong in a thread."""
@@ -219,6 +229,7 @@ class _Board:
 
     def work(self) -> None:
         """What one thread does."""
+        self._arrived.release()
         try:
             with TensorReader(self._checkpoint) as reader:
                 self._work(reader, np.empty(_PIECE, np.uint8).data, Scratch())

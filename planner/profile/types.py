@@ -180,7 +180,7 @@ class TensorProfile(Statistics, TensorIdentity):
     """One tensor: what it is and its statistics."""
 
     rows: NormSummary | None = None
-    """Norms of the rows (all dimensions but the last); null below two dimensions or above 2^21 rows or columns."""
+    """Norms of the rows (all dimensions but the last); null below two dimensions or above 2^20 rows or columns."""
     columns: NormSummary | None = None
     """Norms of the columns (the last dimension); null as the rows are."""
     heads: tuple[HeadNorms, ...] = ()

@@ -267,3 +267,22 @@ def test_with_json_people_are_shown_nothing(planner, odd_model):
         found = planner("profile", odd_model, "--json", *options)
         json.loads(found.out)
         assert found.err == ""
+
+
+def test_the_experts_of_a_fused_tensor_are_told_apart(planner, tmp_path):
+    tensors = {
+        f"model.layers.{layer}.mlp.experts.down_proj": ("BF16", random_tensor((4, 24, 16), seed=layer))
+        for layer in range(6)
+    }
+    folder = write_checkpoint(tmp_path / "fused", tensors)
+    found = planner("profile", folder, "--spectra", "--tensor", "*.2.*", "--json").json["tensors"]
+    assert [tensor["name"] for tensor in found] == ["model.layers.2.mlp.experts.down_proj"]
+    experts = found[0]["experts"]
+    values = FLOATS["BF16"].decode_float64(tensors[found[0]["name"]][1])
+    assert experts["std"] == pytest.approx(values.std(axis=(1, 2)).tolist(), rel=1e-12)
+    assert [one["spectral_norm"] for one in experts["spectra"]] == pytest.approx(
+        np.linalg.norm(values, ord=2, axis=(1, 2)).tolist(), rel=1e-9
+    )
+    shown = planner("profile", folder, "--spectra", "--tensor", "*.2.*").out
+    assert "  experts: 4, least and most: mean=" in shown
+    assert "  their spectra: least and most: spectral_norm=" in shown

@@ -22,8 +22,19 @@ def test_a_page_is_made_from_a_file_and_from_a_checkpoint(planner, profile_json,
     assert page.startswith(b"<!DOCTYPE html>")
     for name in (tensor["name"] for tensor in json.loads(profile_json.read_text())["tensors"]):
         assert name.encode() in page
+
+
+def test_the_histograms_beside_a_profile_are_drawn_as_those_of_the_cache(planner, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("planner.profile.store.SETTLED_NS", -(10**9))  # recognise files that were made just now
+    assert planner("profile", tiny_model, "--out", tmp_path / "folder").status == 0
+    assert planner("report", tmp_path / "folder" / "profile.json", "--out", tmp_path / "a.html").status == 0
     assert planner("report", tiny_model, "--out", tmp_path / "b.html").status == 0
-    assert (tmp_path / "b.html").read_bytes() == page, "the profile of the cache is the one in the file"
+    page = (tmp_path / "a.html").read_bytes()
+    assert (tmp_path / "b.html").read_bytes() == page
+    for file in (tmp_path / "folder").glob("histograms-*"):
+        file.unlink()
+    assert planner("report", tmp_path / "folder" / "profile.json", "--out", tmp_path / "c.html").status == 0
+    assert len((tmp_path / "c.html").read_bytes()) < len(page)
 
 
 def test_json_is_one_document(planner, profile_json, tmp_path):

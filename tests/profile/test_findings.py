@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -403,22 +402,16 @@ def test_precision_lost_and_quantised_values_are_notes() -> None:
     ]
 
 
-def test_a_hopeless_checkpoint_has_a_bounded_number_of_findings_within_seconds() -> None:
+def test_a_hopeless_checkpoint_has_a_bounded_number_of_findings() -> None:
     tensors = [
         tensor.model_copy(update={"nan": 1, "role": f"role{n}", "layer": n % 50})
         for n, tensor in enumerate(experts(157, 128))
     ]
-    start = time.process_time()
-    found = findings_of(profile_of(tensors))
-    assert len(found) == 200
-    assert time.process_time() - start < 3
+    assert len(findings_of(profile_of(tensors))) == 200
 
 
-def test_twenty_thousand_tensors_take_about_a_second() -> None:
-    profile = profile_of(experts(157, 128))
-    start = time.process_time()
-    assert len(findings_of(profile)) <= 15
-    assert time.process_time() - start < 2
+def test_twenty_thousand_tensors_do_not_drown_the_reader() -> None:
+    assert len(findings_of(profile_of(experts(157, 128)))) <= 15
 
 
 @pytest.mark.parametrize(

@@ -48,14 +48,13 @@ SHAPES = [(1, 1), (1, 9), (9, 1), (4, 7), (5, 7), (6, 8), (7, 33), (11, 3), (13,
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_norms_of_any_bits_are_those_of_numpy(shape: tuple[int, ...], name: str) -> None:
-    # Random exponents would leave one element of a wide float to decide everything.
-    patterns = (
-        encoded(np.random.default_rng(1).normal(0, 30, shape), name) if name in WIDE else random_patterns(shape, name)
-    )
-    for chunk in (None, 1, 2, 3, 7, 16, 50):
-        assert_both(patterns, name, chunk=chunk)
+def test_norms_of_any_bits_are_those_of_numpy(name: str) -> None:
+    for shape in SHAPES:
+        # Random exponents would leave one element of a wide float to decide everything.
+        normal = encoded(np.random.default_rng(1).normal(0, 30, shape), name)
+        patterns = normal if name in WIDE else random_patterns(shape, name)
+        for chunk in (None, 1, 3, 7, 16, 50):
+            assert_both(patterns, name, chunk=chunk)
 
 
 @pytest.mark.parametrize("name", ["BF16", "F16", "F32", "F64", "F8_E4M3", "I16"])
@@ -155,7 +154,7 @@ def test_zeros_have_norms_without_a_variation(name: str) -> None:
 
 
 def test_what_is_no_matrix_has_no_norms() -> None:
-    for shape in [(), (5,), (0, 3), (3, 0), (2**21 + 1, 1), (1, 2**21 + 1)]:
+    for shape in [(), (5,), (0, 3), (3, 0), (2**20 + 1, 1), (1, 2**20 + 1)]:
         assert described(np.zeros(shape, np.uint8), "I8").norms is None
 
 
@@ -178,11 +177,11 @@ def test_the_largest_elements_of_any_bits_are_those_that_sorting_finds(name: str
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("shape", [(), (1,), (7,), (50_000,), (70, 300), (9, 8193), (40, 10, 11)])
-def test_the_largest_elements_of_every_shape(shape: tuple[int, ...], name: str) -> None:
-    patterns = random_patterns(shape, name, seed=3)
-    for chunk in (None, 12_345):
-        assert described(patterns, name, chunk=chunk).largest == largest_of(patterns, name)
+def test_the_largest_elements_of_every_shape(name: str) -> None:
+    for shape in [(), (1,), (7,), (50_000,), (70, 300), (9, 8193), (40, 10, 11)]:
+        patterns = random_patterns(shape, name, seed=3)
+        for chunk in (None, 12_345):
+            assert described(patterns, name, chunk=chunk).largest == largest_of(patterns, name)
 
 
 @pytest.mark.parametrize("name", NUMBERS)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numba
+from numba.core.caching import FunctionCache
 
 __all__ = ["ANY_ORDER", "Kernel", "compiled"]
 
@@ -34,9 +36,15 @@ class Kernel:
 
     def _compile(self) -> Any:
         try:
-            return numba.njit(self._signatures, nogil=True, cache=True, **self._options)(self._function)
+            return self._jitted(cache=True)
         except Exception:  # noqa: BLE001 - no folder for the cache, a full disk, a damaged file in it: any error at all
-            return numba.njit(self._signatures, nogil=True, **self._options)(self._function)
+            with suppress(Exception):
+                FunctionCache(self._function).flush()  # what is damaged would be met again in every process
+                return self._jitted(cache=True)
+            return self._jitted()
+
+    def _jitted(self, **options: Any) -> Any:
+        return numba.njit(self._signatures, nogil=True, **options, **self._options)(self._function)
 
 
 def compiled(*signatures: str, **options: Any) -> Callable[[Any], Kernel]:

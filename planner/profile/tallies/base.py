@@ -26,7 +26,7 @@ SecondLook = Callable[[], Iterable[Patterns]]
 """Gives the matrix's patterns again, piece by piece from the beginning, each time it is called."""
 
 LARGEST = 8
-_MOST_NORMS = 2**21
+_MOST_NORMS = 2**20
 
 
 @dataclass(frozen=True)
