@@ -78,7 +78,7 @@ def test_what_is_not_finite_takes_no_part(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["F32", "F64", "I32", "I64", "U64"])
 @given(data=st.data(), chunk=st.integers(1, 400))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 def test_crowds_around_a_few_patterns(name: str, data: Any, chunk: int) -> None:
     width = {"32": 32, "64": 64}[name[1:]]
     centres = data.draw(st.lists(st.integers(0, 2**width - 1), min_size=1, max_size=3))

@@ -100,7 +100,7 @@ def test_a_quantile_is_the_lower_order_statistic_at_every_size(n: int, name: str
 
 @pytest.mark.parametrize("name", NUMBERS)
 @given(data=st.data(), chunk=st.integers(1, 50))
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=50)
 def test_any_bits_at_all_are_described_exactly(name: str, data: Any, chunk: int) -> None:
     patterns = np.array(data.draw(bits(name)), dtype=NUMBERS[name].pattern)
     assert_exact(measured(patterns, name, chunk=chunk), patterns, name)
@@ -240,7 +240,7 @@ def test_no_elements_and_one(name: str) -> None:
     assert_exact(measured(again, name, chunk=7), again, name)
 
 
-@pytest.mark.parametrize("n", [1, 7, 1000, 10**10, 10**10 + 1, 3 * 10**12, 2**50 + 1])
+@pytest.mark.parametrize("n", [1, 7, 1000, 10**10, 10**10 + 1, 3 * 10**12, 9060143321837000])
 def test_ranks_are_exact_at_any_size(n: int) -> None:
     tenths_of_a_percent = [1, 10, 50, 250, 500, 750, 950, 990, 999]
     assert ranks_of(n) == [max(-(-share * n // 1000), 1) for share in tenths_of_a_percent]
