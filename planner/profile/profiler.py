@@ -16,10 +16,10 @@ from planner.architecture import fused_experts, head_layout, role_of
 from planner.checkpoint import Checkpoint, Shard, Tensor, fingerprint_of
 from planner.dtypes import number_dtype
 from planner.profile.findings import findings_of
-from planner.profile.spectra import Spectrum, spectrum_of
+from planner.profile.spectra import Spectrum, require_extra, spectrum_of
 from planner.profile.sweep import Found, Progress, Task, sweep
 from planner.profile.tallies import Described, Norms
-from planner.profile.ties import same_bytes_of, ties_of
+from planner.profile.ties import same_bytes_of, tied_by, ties_of
 from planner.profile.types import Element, Experts, HeadNorms, Profile, Statistics, TensorProfile
 
 __all__ = ["Keeper", "profile_checkpoint"]
@@ -53,6 +53,8 @@ def profile_checkpoint(
     `progress` is told the bytes done: `checkpoint.nbytes` in all, with `spectra` once more. Raises `ShardTruncated` or
     `FileUnreadable`; with `spectra`, `ExtraMissing`.
     """
+    if spectra:  # better now than after the hours that come before such a matrix
+        require_extra(tensor.shape for tensor in checkpoint.tensors.values())
     advance = progress or (lambda _: None)
     tensors: list[TensorProfile] = []
     for shard in checkpoint.shards:
@@ -64,7 +66,6 @@ def profile_checkpoint(
         else:
             advance(sum(entry.nbytes for entry in shard.header.entries) * (2 if spectra else 1))
         tensors += done
-    tied = checkpoint.config.get("tie_word_embeddings")
     model_type = checkpoint.config.get("model_type")
     profile = Profile(
         name=checkpoint.name,
@@ -72,7 +73,7 @@ def profile_checkpoint(
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         planner_version=__version__,
         model_type=model_type if isinstance(model_type, str) else None,
-        tied_embeddings=tied if isinstance(tied, bool) else None,
+        tied_embeddings=tied_by(checkpoint.config),
         parameters=sum(tensor.elements for tensor in tensors),
         bytes=checkpoint.nbytes,
         spectra=spectra,

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from planner.errors import ExtraMissing
 from planner.records import Record
 
-__all__ = ["LEADING", "Rows", "Spectrum", "spectrum_of"]
+__all__ = ["LEADING", "Rows", "Spectrum", "require_extra", "spectrum_of"]
 
 Rows = Callable[[], Iterable[NDArray[np.float32] | NDArray[np.float64]]]
 """Gives the matrix as blocks of consecutive rows [any, n], from the beginning each time it is called."""
@@ -134,6 +134,12 @@ def spectrum_of(rows: Rows, shape: tuple[int, int], *, seed: int = 0) -> Spectru
         effective_rank_at_most=highest,
         **_tail(sigma[sigma > 0], exponent),
     )
+
+
+def require_extra(shapes: Iterable[tuple[int, ...]]) -> None:
+    """Raises `ExtraMissing` if a matrix of one of these shapes needs a library that is not installed."""
+    if any(len(shape) > 1 and min(shape[-2:]) > _EXACT_SIDE for shape in shapes):
+        _library()
 
 
 def _library() -> Callable[..., Any]:

@@ -27,8 +27,8 @@ __all__ = ["Found", "Progress", "Task", "available_cores", "sweep"]
 
 Progress = Callable[[int], None]
 
-_PIECE = 2 * 2**20  # a multiple of every element's size
-_MOST_THREADS = 64  # unless more are asked for: each takes 3 MiB, and 8 more for a million columns
+_PIECE = 4 * 2**20  # a multiple of every element's size
+_MOST_THREADS = 32  # unless more are asked for: each takes 5 MiB, and 8 more for a million columns
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,6 @@ class _Job:
         self._hasher = blake3()
         self._dtype: NumberDtype | None = dtype
         self._whole = tally_for(Matrix.of(dtype, shape)) if dtype else None
-        self._part = self._whole if self.parts == 1 else None
         self._part_matrix = Matrix.of(dtype, shape[1:]) if dtype and self.parts > 1 else None
         self._parts: dict[int, Tally] = {}
         self._experts: list[Statistics] = []

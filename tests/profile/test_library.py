@@ -11,7 +11,7 @@ from builders import random_tensor, write_checkpoint
 
 import planner
 from planner.checkpoint import open_checkpoint
-from planner.errors import NotACheckpoint
+from planner.errors import ExtraMissing, NotACheckpoint
 from planner.profile import Profile
 
 TENSORS = {f"model.layers.{n}.mlp.down_proj.weight": ("BF16", random_tensor((8, 16), seed=n)) for n in range(3)}
@@ -59,3 +59,14 @@ def test_importing_the_package_alone_is_enough_and_costs_nothing(folder: Path) -
         planner.nonsense  # noqa: B018
     with pytest.raises(AttributeError, match="nonsense"):
         planner.profile.nonsense  # noqa: B018
+
+
+def test_a_missing_extra_is_found_out_before_a_weight_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_checkpoint(tmp_path / "model", {"w": ("BF16", random_tensor((12, 11)))})
+    monkeypatch.setattr("planner.profile.spectra._EXACT_SIDE", 10)
+    monkeypatch.setitem(sys.modules, "sklearn.utils.extmath", None)
+    told: list[int] = []
+    with pytest.raises(ExtraMissing, match="scikit-learn") as caught:
+        planner.profile(folder, spectra=True, progress=told.append)
+    assert "[spectra]" in caught.value.hint
+    assert told == []
