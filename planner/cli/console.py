@@ -38,6 +38,11 @@ class Screen:
     def _err(self) -> Console:
         return _console(stderr=True)
 
+    @property
+    def width(self) -> int:
+        """Columns of the terminal; without one, more than anything takes."""
+        return self._out.width
+
     def say(self, text: str) -> None:
         """Talk: a line for people, to stderr."""
         self._err.print(plain(text), markup=False, highlight=False, soft_wrap=True)
@@ -51,9 +56,7 @@ class Screen:
         """A sentence of the result, for people, broken between words and indented by `indent` columns."""
         if not self.as_json:
             margin = " " * indent
-            lines = textwrap.wrap(
-                plain(text), max(self._out.width, 40), initial_indent=margin, subsequent_indent=margin
-            )
+            lines = textwrap.wrap(plain(text), max(self.width, 40), initial_indent=margin, subsequent_indent=margin)
             self._out.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
     def table(
@@ -73,7 +76,7 @@ class Screen:
         widths = [max(map(len, column)) + 2 for column in zip(headings, *rows, strict=True)]
         kept, dropped = list(range(len(headings))), []
         for name in spare:
-            if sum(widths[place] for place in kept) + 2 > self._out.width:
+            if sum(widths[place] for place in kept) + 2 > self.width:
                 kept.remove(headings.index(name))
                 dropped.append(name)
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from planner.cli.given import Json, ModelArgument
-from planner.errors import OutputExists
+from planner.errors import OutputExists, UsageError
 
 
 def command(
@@ -40,7 +40,7 @@ def command(
     from planner import fsio
     from planner.cli.console import Screen
     from planner.cli.given import checkpoint_at, profiled
-    from planner.cli.profile_detail import only, show_tensors
+    from planner.cli.profile_detail import SPECTRAL, only, show_tensors
     from planner.cli.profile_table import known_statistic, show_overview, show_sorted, sorted_by
     from planner.profile import histograms_of
     from planner.profile.export import writer_of
@@ -55,7 +55,12 @@ def command(
         if export.exists():
             raise OutputExists(f"{export} exists", hint="choose another name with --export, or remove it")
         fsio.require_folder_of(export)
+    if out:
+        _require_own_folder(out)
     profile = profiled(checkpoint_at(model), screen, force=force, spectra=spectra, workers=workers)
+    for name in (statistic, sort):
+        if name in SPECTRAL and not profile.spectra:
+            raise UsageError(f"{name} comes from singular values", hint="add --spectra, which computes them")
     shown = only(profile, tensor) if tensor else profile
     shown = sorted_by(shown, sort) if sort else shown
     if out:
@@ -73,3 +78,18 @@ def command(
         show_tensors(shown, screen, everything=profile)
     else:
         show_overview(profile, screen, statistic)
+
+
+def _require_own_folder(out: Path) -> None:
+    """Raises `OutputExists` if `out` is a checkpoint, or holds a profile.json that is none."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise OutputExists(f"{out} is a file", hint="name a folder with --out")
+    names = [path.name for path in out.iterdir()]
+    weights = [name for name in names if name.endswith(".safetensors") and not name.startswith("histograms-")]
+    if weights or "config.json" in names:
+        raise OutputExists(f"{out} holds a checkpoint", hint="name a folder of its own with --out")
+    found = out / "profile.json"
+    if found.exists() and b'"planner/profile@' not in found.read_bytes()[:100]:
+        raise OutputExists(f"{found} is no profile", hint="choose another folder with --out, or remove it")

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from planner.cli.console import Screen
     from planner.profile import Profile, TensorProfile
 
-__all__ = ["only", "show_tensors"]
+__all__ = ["SPECTRAL", "only", "show_tensors"]
 
 _MOST_TENSORS = 20
 _MOST_NORMS = 64
-_SPECTRAL = ("spectral_norm", "stable_rank", "effective_rank", "tail_exponent")
+SPECTRAL = ("spectral_norm", "stable_rank", "effective_rank", "tail_exponent")
+"""Statistics that only --spectra gives."""
 
 
 def only(profile: Profile, patterns: Sequence[str]) -> Profile:
@@ -107,8 +108,8 @@ def _parts(tensor: TensorProfile) -> Iterator[tuple[str, str]]:
         yield "experts", f"{tensor.experts.count}, least and most: {_spans(tensor.experts, names)}"
         spectra = [spectrum for spectrum in tensor.experts.spectra if spectrum]
         if spectra:
-            columns = {name: [getattr(one, name) for one in spectra] for name in _SPECTRAL}
-            yield "their spectra", f"least and most: {_spans(SimpleNamespace(**columns), _SPECTRAL)}"
+            columns = {name: [getattr(one, name) for one in spectra] for name in SPECTRAL}
+            yield "their spectra", f"least and most: {_spans(SimpleNamespace(**columns), SPECTRAL)}"
     if tensor.spectrum:
         facts = {k: v for k, v in tensor.spectrum.model_dump().items() if k != "singular_values" and v is not None}
         if tensor.spectrum.effective_rank is not None:  # the bounds are the number itself
@@ -119,12 +120,13 @@ def _parts(tensor: TensorProfile) -> Iterator[tuple[str, str]]:
 
 def _comparison(tensor: TensorProfile, everything: Profile) -> Iterator[tuple[str, str]]:
     from planner.profile.peers import STATISTICS, peer_groups, standings
+    from planner.profile.wording import score
 
     alike = (other for other in everything.tensors if (other.role, other.shape) == (tensor.role, tensor.shape))
     for group in peer_groups(alike):
         if len(group) > 1 and any(peer.name == tensor.name for peer in group):
             found = {name: s for name in STATISTICS for s in standings(group, name) if s.tensor.name == tensor.name}
-            told = "  ".join(f"{name}={s.robust_z:+.1f}" for name, s in found.items() if s.robust_z)
+            told = "  ".join(f"{name}={score(s.robust_z)}" for name, s in found.items() if s.robust_z)
             yield "robust z", f"among {len(group):,} peers: {told or 'all agree'}"
 
 

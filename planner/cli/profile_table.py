@@ -23,6 +23,8 @@ _NARROWEST, _WIDEST = 14, 96
 """Bars: fewer show no course, more are no longer seen at once."""
 _ROOMY = 100
 """Columns from which on the bars may have twice the least."""
+_FLAT = 0.01
+"""Of the magnitude: a row that varies by less is drawn level, because its bars would show noise."""
 _NOTABLE_Z = 3.5  # Iglewicz and Hoaglin's own limit
 _FEWEST_PEERS = 5
 
@@ -52,9 +54,10 @@ def _about(profile: Profile) -> str:
 
     layers = sorted({tensor.layer for tensor in profile.tensors if tensor.layer is not None})
     stored = {"once": "stored once", "equal": "stored more than once", "different": "stored with different bytes"}
-    ties = f"tied, {stored[profile.ties[0].stored]}" if profile.ties else "not tied"
+    silent = "ties not said" if profile.tied_embeddings is None else "embeddings not tied"
+    ties = f"embeddings tied, {stored[profile.ties[0].stored]}" if profile.ties else silent
     stack = f"layers {listed(layers)}" if layers else "no layers"
-    return f"{profile.model_type or 'unknown model type'}; {len(profile.tensors):,} tensors; {stack}; embeddings {ties}"
+    return f"{profile.model_type or 'unknown model type'}; {len(profile.tensors):,} tensors; {stack}; {ties}"
 
 
 def _show_findings(profile: Profile, screen: Screen) -> None:
@@ -101,7 +104,7 @@ def _show_roles(profile: Profile, screen: Screen, statistic: str) -> None:
         )
     headings = ["role", "layers", "dtype", "shape", "share", statistic, "min..max", "farthest"]
     taken = sum(max(map(len, column)) + 2 for column in zip(headings, *rows, strict=True)) + 4
-    room = screen._out.width
+    room = screen.width
     least = _NARROWEST if room < _ROOMY else 2 * _NARROWEST
     width = min(len(axis), max(room - taken, least), _WIDEST)
     for row, course in zip(rows, courses, strict=True):
@@ -114,8 +117,9 @@ def _show_roles(profile: Profile, screen: Screen, statistic: str) -> None:
     place = "layer.expert" if any(tensor.expert is not None for tensor in profile.tensors) else "layer"
     screen.prose(
         f"{statistic}: the median over a role's tensors. by layer: a bar each, from the row's min to its max{folded}. "
-        f"farthest: {place} and robust z, if beyond {_NOTABLE_Z}. "
-        "--tensor PATTERN shows a tensor, --sort NAME lists them all, --statistic NAME draws another one.",
+        f"farthest: {place} and robust z, if beyond {_NOTABLE_Z} among at least {_FEWEST_PEERS} peers. "
+        "share: of all parameters. --tensor PATTERN shows a tensor, --sort NAME lists them all, --statistic NAME draws "
+        f"another one{', such as effective_rank' if profile.spectra else ''}.",
         indent=0,
     )
 
@@ -150,7 +154,8 @@ def sparkline(course: Mapping[int, float], axis: Sequence[int], width: int) -> s
             continue
         value = max(values, key=lambda value: abs(value - middle))
         # Halves, because the difference of two huge numbers can be beyond float64.
-        share = (value / 2 - low / 2) / (high / 2 - low / 2) if high / 2 > low / 2 else 0.5
+        flat = high / 2 - low / 2 <= _FLAT * max(abs(low), abs(high)) / 2
+        share = 0.5 if flat else (value / 2 - low / 2) / (high / 2 - low / 2)
         line += bars[min(int(share * len(bars)), len(bars) - 1)]
     return line
 
@@ -183,9 +188,11 @@ def _one(words: Sequence[str], otherwise: str) -> str:
 def _named(found: tuple[float, TensorProfile] | None) -> str:
     if found is None or abs(found[0]) < _NOTABLE_Z:
         return ""
+    from planner.profile.wording import score
+
     z, tensor = found
     expert = "" if tensor.expert is None else f".{tensor.expert}"
-    return f"{tensor.layer}{expert}: z {z:+.1f}" if abs(z) < 100 else f"{tensor.layer}{expert}: z {z:+.0f}"
+    return f"{tensor.layer}{expert}: z {score(z)}"
 
 
 def sorted_by(profile: Profile, statistic: str) -> Profile:
@@ -202,7 +209,7 @@ def sorted_by(profile: Profile, statistic: str) -> Profile:
 def show_sorted(profile: Profile, screen: Screen, statistic: str, limit: int, everything: Profile) -> None:
     """One line a tensor, at most `limit`, in the order of the profile; peers are those in `everything`."""
     from planner.profile.peers import STATISTICS, peer_groups, standings
-    from planner.profile.wording import number
+    from planner.profile.wording import number, score
 
     standing = {s.tensor.name: s for group in peer_groups(everything.tensors) for s in standings(group, statistic)}
     rows = []
@@ -213,7 +220,7 @@ def show_sorted(profile: Profile, screen: Screen, statistic: str, limit: int, ev
                 tensor.name,
                 "-" if value is None else number(value),
                 "-" if found is None else number(found.typical),
-                "-" if found is None else f"{found.robust_z:+.1f}",
+                "-" if found is None else score(found.robust_z),
                 tensor.dtype,
                 "x".join(map(str, tensor.shape)) or "scalar",
             )

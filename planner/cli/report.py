@@ -50,8 +50,10 @@ def _subject(what: str, screen: Screen) -> tuple[Profile, Histograms]:
     from planner.report import read_document
 
     path = Path(what)
+    if (path / "profile.json").is_file() and not (path / "config.json").exists():  # what `profile --out` wrote
+        path = path / "profile.json"
     if path.is_file():
-        return read_document(read_text(path), what), Histograms(path.parent)
+        return read_document(read_text(path), str(path)), Histograms(path.parent)
     profile = profiled(checkpoint_at(what), screen)
     return profile, histograms_of(profile)
 

@@ -195,13 +195,23 @@ def constants(known: _Known) -> Iterator[_Sighting]:
 
 
 def dead_rows(known: _Known) -> Iterator[_Sighting]:
-    """Rows and columns of zeros in matrices that are not zero."""
+    """Rows, columns and whole experts of zeros in matrices that are not zero."""
     for tensor, word, norms in _sides(known):
-        if norms.min == 0 < norms.max:
+        dead = _dead_experts(tensor) if word == "row" else []
+        if dead and norms.max > 0:
+            text = f"{{}}: expert{'s' * (len(dead) > 1)} {listed(dead)} zero throughout"
+            yield _Sighting(tensor, "dead_expert", len(dead), _fills(text), value=0.0)
+        elif norms.min == 0 < norms.max:
             text = f"more than half of the {word}s of {{}} are zero throughout"
             if norms.median:
                 text = f"{word} {norms.smallest_at[0]} of {{}} is zero throughout"
             yield _Sighting(tensor, f"dead_{word}", 1, _fills(text), value=0.0, typical=norms.median)
+
+
+def _dead_experts(tensor: TensorProfile) -> list[int]:
+    """The slices of a fused tensor that hold zeros only."""
+    each = tensor.elements // tensor.experts.count if tensor.experts else 0
+    return [place for place, zeros in enumerate(tensor.experts.zeros if tensor.experts else ()) if zeros == each]
 
 
 def duplicates(known: _Known) -> Iterator[_Sighting]:
@@ -369,9 +379,9 @@ RULES: tuple[tuple[int, Callable[[_Known], Iterator[_Sighting]]], ...] = (
 
 def _sides(known: _Known) -> Iterator[tuple[TensorProfile, str, NormSummary]]:
     for tensor in known.tensors:
-        for word, norms in (("row", tensor.rows), ("column", tensor.columns)):
-            if norms is not None and norms.count > 1:
-                yield tensor, word, norms
+        if tensor.rows and tensor.columns and min(tensor.rows.count, tensor.columns.count) > 1:  # a vector has none
+            yield tensor, "row", tensor.rows
+            yield tensor, "column", tensor.columns
 
 
 def _says(text: str) -> Callable[[str], str]:

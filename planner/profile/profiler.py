@@ -108,7 +108,7 @@ def _shard(
 def _tensor_profile(found: Found, config: dict[str, Any]) -> TensorProfile:
     tensor, whole = found.tensor, found.whole
     role = role_of(tensor.name)
-    norms = whole.norms if whole else None
+    norms = whole.norms if whole and whole.statistics.mean is not None else None  # nothing finite: nothing to say
     return TensorProfile(
         name=tensor.name,
         role=role.role,

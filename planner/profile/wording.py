@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["joined", "listed", "number", "times"]
+__all__ = ["joined", "listed", "number", "score", "times"]
 
 
 def number(value: float) -> str:
     """Three digits, or a whole number between 1,000 and 10,000,000."""
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
+
+
+def score(z: float) -> str:
+    """A robust z with its sign: one decimal, none from 100 on, and no more than that it is beyond 999."""
+    if abs(z) > 999:
+        return ">+999" if z > 0 else "<-999"
+    return f"{z:+.1f}" if abs(z) < 100 else f"{z:+.0f}"
 
 
 def times(ratio: float) -> str:

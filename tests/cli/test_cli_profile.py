@@ -20,6 +20,7 @@ from planner.cli.console import Screen
 from planner.cli.profile_table import show_overview, sparkline
 from planner.dtypes import FLOATS
 from planner.profile import Profile, TensorProfile, profile_checkpoint
+from planner.profile.wording import score
 
 DOWN = "model.layers.{}.mlp.down_proj.weight"
 
@@ -286,3 +287,39 @@ def test_the_experts_of_a_fused_tensor_are_told_apart(planner, tmp_path):
     shown = planner("profile", folder, "--spectra", "--tensor", "*.2.*").out
     assert "  experts: 4, least and most: mean=" in shown
     assert "  their spectra: least and most: spectral_norm=" in shown
+
+
+def test_a_dead_expert_is_named_and_not_its_rows(planner, tmp_path):
+    values = random_tensor((8, 16, 32))
+    values[3] = 0
+    folder = write_checkpoint(tmp_path / "m", {"model.layers.1.mlp.experts.gate_up_proj": ("BF16", values)})
+    told = [line.strip() for line in planner("profile", folder).out.splitlines() if line.startswith("  - ")]
+    assert told == ["- layer 1 gate_up_proj: expert 3 zero throughout"]
+
+
+def test_out_is_a_folder_of_its_own(planner, odd_model, tmp_path):
+    names = sorted(path.name for path in odd_model.iterdir())
+    refused = planner("profile", odd_model, "--out", odd_model)
+    assert refused.status == 2
+    assert "holds a checkpoint" in refused.err
+    assert sorted(path.name for path in odd_model.iterdir()) == names
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "profile.json").write_text('{"mine": 1}')
+    assert planner("profile", odd_model, "--out", tmp_path / "mine").status == 2
+    assert (tmp_path / "mine" / "profile.json").read_text() == '{"mine": 1}'
+    assert planner("profile", odd_model, "--out", tmp_path / "mine" / "profile.json").status == 2
+    for _ in range(2):  # one's own is replaced
+        assert planner("profile", odd_model, "--out", tmp_path / "own").status == 0
+    assert planner("report", tmp_path / "own", "--out", tmp_path / "page.html").status == 0
+
+
+def test_a_statistic_of_spectra_asks_for_them(planner, odd_model):
+    for option in ("--statistic", "--sort"):
+        refused = planner("profile", odd_model, option, "stable_rank")
+        assert refused.status == 2
+        assert "hint: add --spectra" in refused.err
+    assert planner("profile", odd_model, "--sort", "stable_rank", "--spectra").status == 0
+
+
+def test_scores_beyond_measure_are_short():
+    assert [score(z) for z in (1.25, -99.96, 343.2, 6.9e10, -1e300)] == ["+1.2", "-100.0", "+343", ">+999", "<-999"]
