@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from planner.plain_text import plain
 from planner.records import Record
 
 if TYPE_CHECKING:
@@ -140,11 +141,6 @@ class Bar:
         """So many of so many are done."""
         if self._shown:
             self._shown.update(self._task, completed=done, total=total)
-
-
-def plain(text: str) -> str:
-    """Text that may hold a stranger's names, on one line, without control or direction-changing characters."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _console(*, stderr: bool) -> Console:

@@ -82,14 +82,21 @@ def command(
 
 def _require_own_folder(out: Path) -> None:
     """Raises `OutputExists` if `out` is a checkpoint, or holds a profile.json that is none."""
+    from planner import fsio
+
     if not out.exists():
         return
     if not out.is_dir():
         raise OutputExists(f"{out} is a file", hint="name a folder with --out")
-    names = [path.name for path in out.iterdir()]
+    with fsio.storage_errors(out):
+        names = [path.name for path in out.iterdir()]
+        found = out / "profile.json"
+        beginning = b""
+        if found.is_file():
+            with found.open("rb") as file:
+                beginning = file.read(100)
     weights = [name for name in names if name.endswith(".safetensors") and not name.startswith("histograms-")]
     if weights or "config.json" in names:
         raise OutputExists(f"{out} holds a checkpoint", hint="name a folder of its own with --out")
-    found = out / "profile.json"
-    if found.exists() and b'"planner/profile@' not in found.read_bytes()[:100]:
+    if "profile.json" in names and b'"planner/profile@' not in beginning:
         raise OutputExists(f"{found} is no profile", hint="choose another folder with --out, or remove it")

@@ -6,14 +6,11 @@ import json
 from typing import Any
 from urllib.parse import quote
 
+from planner.plain_text import plain
+
 __all__ = ["link_to", "plain", "script_json"]
 
 _ESCAPES = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
-
-
-def plain(text: str) -> str:
-    """Text on one line, control and direction-changing characters written as escapes: the terminal's rule."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def link_to(tensor: str) -> str:

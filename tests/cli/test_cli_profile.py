@@ -308,6 +308,8 @@ def test_out_is_a_folder_of_its_own(planner, odd_model, tmp_path):
     assert planner("profile", odd_model, "--out", tmp_path / "mine").status == 2
     assert (tmp_path / "mine" / "profile.json").read_text() == '{"mine": 1}'
     assert planner("profile", odd_model, "--out", tmp_path / "mine" / "profile.json").status == 2
+    (tmp_path / "folder" / "profile.json").mkdir(parents=True)
+    assert planner("profile", odd_model, "--out", tmp_path / "folder").status == 2
     for _ in range(2):  # one's own is replaced
         assert planner("profile", odd_model, "--out", tmp_path / "own").status == 0
     assert planner("report", tmp_path / "own", "--out", tmp_path / "page.html").status == 0
