@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CODE := planner tests examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-model test check format format-check lint types floors schemas schemas-check bench bench-profile lock clean
+.PHONY: help demo demo-model test check format format-check lint types floors schemas schemas-check bench bench-profile bench-apply lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -64,6 +64,10 @@ bench: $(VENV)/.dev ## Speed and memory, as ratios side by side in one run
 
 bench-profile: $(VENV)/.dev ## The profiler against reading, torch and numpy (about five minutes)
 	$(BIN)/python tests/bench/bench_profile.py
+
+# LIST is the published list of 44 modifications; MERGEKIT, if given, a Python that has mergekit.
+bench-apply: $(VENV)/.dev ## Preview and apply against cp, a plain script and mergekit (LIST=..., MERGEKIT=PYTHON)
+	$(BIN)/python tests/bench/bench_apply.py --modifications "$(LIST)" $(if $(MERGEKIT),--mergekit "$(MERGEKIT)")
 
 lock: $(VENV)/.dev ## Write the versions of this environment into .ci/lock.txt
 	@{ head -n 1 .ci/lock.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > .ci/lock.new

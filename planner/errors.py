@@ -14,6 +14,8 @@
     │   ├── PlanInvalid                  not a plan, or not one this version can read
     │   │   └── PlanTooNew               written by a newer planner
     │   ├── PlanNotApproved              a modification that no reviewer approved
+    │   ├── ArrayUnusable                a file of arrays that the plan names cannot be used
+    │   ├── AdapterUnusable              a LoRA adapter that the plan names cannot be used faithfully
     │   └── VoidModification             a modification that would change no stored bit
     ├── StalePlan                    4   the checkpoint is not the one the plan was made for
     ├── GateRefused                  5   a gate refused the candidate
@@ -49,9 +51,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "AdapterUnusable",
     "AnalystFailed",
     "AnswerNeeded",
     "AnswerUnusable",
+    "ArrayUnusable",
     "CheckpointError",
     "ConfigMalformed",
     "EndpointRefused",
@@ -186,6 +190,18 @@ class PlanNotApproved(PlanRefused):
     """Nothing in the plan is approved, or something in it is still undecided."""
 
     code = "plan-not-approved"
+
+
+class ArrayUnusable(PlanRefused):
+    """An array that the plan names is missing, malformed, changed, not finite, or outside the plan's folder."""
+
+    code = "array-unusable"
+
+
+class AdapterUnusable(PlanRefused):
+    """A LoRA adapter is missing or malformed, does not fit the model, or asks for what a sum of weights cannot do."""
+
+    code = "adapter-unusable"
 
 
 class VoidModification(PlanRefused):

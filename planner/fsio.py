@@ -26,6 +26,7 @@ __all__ = [
     "create_file",
     "ensure_folder",
     "exchange_folders",
+    "fsync_file",
     "fsync_folder",
     "link_or_copy_file",
     "lock",
@@ -41,6 +42,8 @@ __all__ = [
 ]
 
 _CHUNK = 8 * 2**20
+_WORTH_FLUSHING = 32 * 2**20
+_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h, for sync_file_range(2): begin to write out, and do not wait
 _FICLONE = 0x40049409  # linux/fs.h: share the extents of another file (btrfs, xfs)
 _RENAME_EXCHANGE = 2  # linux/fs.h, for renameat2(2)
 _AT_FDCWD = -100
@@ -75,22 +78,28 @@ def not_as_written(what: str) -> StorageError:
 
 
 def create_file(
-    path: Path, chunks: Iterable[bytes | memoryview], *, mode: int = 0o644, like: Path | None = None
+    path: Path,
+    chunks: Iterable[bytes | memoryview],
+    *,
+    mode: int = 0o644,
+    like: Path | None = None,
+    durable: bool = True,
 ) -> None:
     """Write a new file and fsync it, with `mode`, or with mode, owner and times of the file `like`.
 
-    For files inside a folder that has no final name yet; the name must be free.
+    For files inside a folder that has no final name yet; the name must be free. What is not `durable` at once needs
+    `fsync_file` before the folder gets its name.
     """
     with storage_errors(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            for chunk in chunks:
-                _write_all(descriptor, chunk)
+            _write_chunks(descriptor, chunks)
             if like is None:
                 os.fchmod(descriptor, mode)
             else:
                 _copy_attributes(like.stat(), descriptor)
-            os.fsync(descriptor)
+            if durable:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
@@ -118,8 +127,14 @@ def replace_file(path: Path, content: bytes | Iterable[bytes], *, mode: int | No
         raise
 
 
-def copy_file(source: Path, target: Path) -> None:
-    """Copy bytes, mode, owner and times to a new file; share extents where the file system can."""
+def copy_file(
+    source: Path, target: Path, *, chunks: Iterable[bytes | memoryview] | None = None, durable: bool = True
+) -> bool:
+    """Copy bytes, mode, owner and times to a new file; share extents where the file system can.
+
+    Where it cannot, the bytes are `chunks`, if they are given: for who reads the source anyway. Returns whether they
+    were taken. `durable` is as for `create_file`.
+    """
     with storage_errors(target):
         before = source.stat()
         if not stat.S_ISREG(before.st_mode):
@@ -128,19 +143,23 @@ def copy_file(source: Path, target: Path) -> None:
         try:
             writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                if not _shared_extents(reader, writer):
-                    while chunk := os.read(reader, _CHUNK):
-                        _write_all(writer, chunk)
+                shared = _shared_extents(reader, writer)
+                if not shared:
+                    _write_chunks(writer, _chunks_of(reader) if chunks is None else chunks)
                 _copy_attributes(before, writer)
-                os.fsync(writer)
+                if durable:
+                    os.fsync(writer)
             finally:
                 os.close(writer)
         finally:
             os.close(reader)
+    return not shared and chunks is not None
 
 
-def link_or_copy_file(source: Path, target: Path) -> None:
-    """Give an unchanged file a second name, where that is safe, else copy it.
+def link_or_copy_file(
+    source: Path, target: Path, *, chunks: Iterable[bytes | memoryview] | None = None, durable: bool = True
+) -> bool:
+    """Give an unchanged file a second name, where that is safe, else copy it, as `copy_file` does.
 
     Safe means: a regular file with one name. The planner never writes into an existing file, so the two names can
     only ever show the same bytes, and the old one is removed soon after.
@@ -154,8 +173,8 @@ def link_or_copy_file(source: Path, target: Path) -> None:
                 if error.errno not in (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP):
                     raise
             else:
-                return
-    copy_file(source, target)
+                return False
+    return copy_file(source, target, chunks=chunks, durable=durable)
 
 
 def make_folder(path: Path, *, like: Path | None = None) -> None:
@@ -177,6 +196,16 @@ def ensure_folder(path: Path) -> None:
     """Make a folder and its parents, where they are missing."""
     with storage_errors(path):
         os.makedirs(path, exist_ok=True)
+
+
+def fsync_file(path: Path) -> None:
+    """Make the bytes of a file durable."""
+    with storage_errors(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def fsync_folder(path: Path) -> None:
@@ -305,6 +334,30 @@ def _write_all(descriptor: int, data: bytes | memoryview) -> None:
     while rest:
         # Small enough for Ctrl-C to be noticed soon, and short writes (a full disk, a signal) are continued.
         rest = rest[os.write(descriptor, rest[:_CHUNK]) :]
+
+
+def _write_chunks(descriptor: int, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write them all; the disk begins its work on the first while the last are not there yet."""
+    written = begun = 0
+    for chunk in chunks:
+        _write_all(descriptor, chunk)
+        written += memoryview(chunk).nbytes
+        if written - begun >= _WORTH_FLUSHING:
+            _begin_writing_out(descriptor, begun, written - begun)
+            begun = written
+
+
+def _begin_writing_out(descriptor: int, begin: int, nbytes: int) -> None:
+    """A hint: where it cannot be given, fsync does all of the work at the end."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    sync_file_range = getattr(libc, "sync_file_range", None)
+    if sync_file_range is not None:
+        sync_file_range(descriptor, ctypes.c_int64(begin), ctypes.c_int64(nbytes), _SYNC_FILE_RANGE_WRITE)
+
+
+def _chunks_of(descriptor: int) -> Iterator[bytes]:
+    while chunk := os.read(descriptor, _CHUNK):
+        yield chunk
 
 
 def _copy_attributes(found: os.stat_result, descriptor: int, *, more: int = 0) -> None:

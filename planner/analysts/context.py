@@ -11,9 +11,11 @@ import math
 from typing import Any
 
 from planner.operations import OPERATIONS, Example
+from planner.plan import ELEMENTS
 from planner.profile import Profile, Standing, TensorProfile, peer_groups, standings
+from planner.records import Record
 
-__all__ = ["operation_catalogue", "printable", "render_model", "render_statistics"]
+__all__ = ["elements_catalogue", "operation_catalogue", "printable", "render_model", "render_statistics"]
 
 _MOST_ROWS = 400
 _LONGEST_NAME = 200
@@ -31,20 +33,34 @@ def operation_catalogue() -> list[dict[str, Any]]:
         {
             "kind": kind,
             "meaning": " ".join((operation.__doc__ or "").split()),
-            "parameters": "; ".join(
-                f"`{name}`: {(field.description or '').rstrip('.')}"
-                for name, field in operation.model_fields.items()
-                if name != "kind"
-            ),
+            "parameters": _parameters(operation),
             "examples": [_example(kind, example) for example in operation.EXAMPLES],
         }
         for kind, operation in OPERATIONS.items()
     ]
 
 
+def elements_catalogue() -> list[dict[str, Any]]:
+    """Every choice of elements in words, from the classes themselves."""
+    return [
+        {"kind": kind, "meaning": " ".join((choice.__doc__ or "").split()), "parameters": _parameters(choice)}
+        for kind, choice in ELEMENTS.items()
+    ]
+
+
+def _parameters(record: type[Record]) -> dict[str, str]:
+    return {
+        name: " ".join((field.description or "").split()).rstrip(".")
+        for name, field in record.model_fields.items()
+        if name != "kind"
+    }
+
+
 def _example(kind: str, example: Example) -> str:
     written = json.dumps({"kind": kind} | example.parameters)
-    return f"{written} turns {list(example.before)} into {list(example.after)}"
+    arrays = ", ".join(f"{name} = {json.dumps(values)}" for name, values in example.arrays.items())
+    given = f" with {arrays}" if arrays else ""
+    return f"{written}{given} turns {json.dumps(example.before)} into {json.dumps(example.after)}"
 
 
 def render_model(profile: Profile) -> str:

@@ -11,7 +11,13 @@ from pydantic import ValidationError
 
 from planner.analysts.answer import Answer, read_answer
 from planner.analysts.base import Brief, drafted
-from planner.analysts.context import operation_catalogue, printable, render_model, render_statistics
+from planner.analysts.context import (
+    elements_catalogue,
+    operation_catalogue,
+    printable,
+    render_model,
+    render_statistics,
+)
 from planner.analysts.prompts import prompts_sha256, render
 from planner.analysts.transcript import Transcript
 from planner.errors import NoValidPlan
@@ -124,6 +130,7 @@ def _opening(brief: Brief) -> tuple[Message, ...]:
         goal=brief.goal,
         policy=brief.policy,
         operations=operation_catalogue(),
+        elements=elements_catalogue(),
         model=render_model(brief.profile),
         statistics=render_statistics(brief.profile),
     )

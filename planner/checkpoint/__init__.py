@@ -13,15 +13,20 @@ from planner.checkpoint.folder import Checkpoint, Shard, Tensor, open_checkpoint
 from planner.checkpoint.header import encode_header, read_header
 from planner.checkpoint.reading import TensorReader
 from planner.checkpoint.sources import in_hub_cache, locate
+from planner.checkpoint.tokens import TokenChoice, TokenMeaning, TokensUnresolved, find_tokens
 
 __all__ = [
     "Checkpoint",
     "Shard",
     "Tensor",
     "TensorReader",
+    "TokenChoice",
+    "TokenMeaning",
+    "TokensUnresolved",
     "digest_bytes",
     "digest_file",
     "encode_header",
+    "find_tokens",
     "fingerprint_checkpoint",
     "fingerprint_of",
     "in_hub_cache",

@@ -46,6 +46,7 @@ def command(
             out=out.absolute() if out else None,
             policy=limits,
             by=user,
+            folder=plan.parent,
             allow_void=allow_void,
             progress=bar.step,
         )
@@ -62,7 +63,7 @@ def show_receipt(receipt: Receipt, screen: Screen) -> None:
             tensor.name,
             f"{tensor.changed_elements:,} of {tensor.elements:,}",
             "-" if tensor.relative_change is None else f"{tensor.relative_change:.3g}",
-            f"{tensor.before[7:15]} -> {tensor.after[7:15]}",
+            f"{tensor.before[7:15] if tensor.before else 'new'} -> {tensor.after[7:15]}",
         )
         for tensor in receipt.tensors
     ]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from planner.cli.check import describe
+from planner.cli.check_table import describe
 from planner.cli.given import Json
 
 

@@ -15,7 +15,10 @@ from planner.cli import (
     check,
     diff,
     evaluate,
+    import_patch,
     log,
+    map,  # noqa: A004 - the verb
+    operations,
     profile,
     propose,
     recover,
@@ -40,7 +43,10 @@ app = typer.Typer(
 for _verb, _short in (
     (profile, "Statistics of every tensor, exact."),
     (report, "One HTML page: heat maps, histograms, every tensor."),
+    (map, "The architecture: which tensor does what."),
+    (operations, "What can be done to a tensor, with examples."),
     (propose, "Write a plan: modifications with reasons and confidence."),
+    (import_patch, "A plan from a list of patches made elsewhere."),
     (check, "Everything wrong with a plan, and what it would do."),
     (review, "Approve or reject each modification."),
     (apply, "Apply what is approved, as one transaction."),
@@ -53,7 +59,7 @@ for _verb, _short in (
     (run, "The whole story from a pipeline file, unattended."),
     (schemas, "Write the JSON schema of every file."),
 ):
-    app.command(_verb.__name__.rpartition(".")[2], short_help=_short)(_verb.command)
+    app.command(_verb.__name__.rpartition(".")[2].replace("_", "-"), short_help=_short)(_verb.command)
 
 
 # What typer raises for a command line it cannot read. Older versions build on click and newer ones carry a copy of it,

@@ -65,7 +65,7 @@ def command(
         goal=goal,
         profile=profile,
         policy=limits,
-        check=lambda plan: check(plan, checkpoint, profile, limits, histograms=kept),
+        check=lambda plan: check(plan, checkpoint, profile, limits, folder=out.parent, histograms=kept),
     )
     plan = propose_to(out, brief, choice, environment=os.environ, tell=screen.say)
     screen.emit(plan)
@@ -94,7 +94,7 @@ def _choice(**given: object) -> AnalystChoice:
 
 
 def _print(plan: Plan, choice: AnalystChoice, screen: Screen) -> None:
-    from planner.cli.check import describe
+    from planner.cli.check_table import describe
 
     count = len(plan.modifications)
     screen.show(f"{count or 'no'} modification{'' if count == 1 else 's'} by {choice.kind}: {plan.note}")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from planner.cli.check import PlanArgument, describe
+from planner.cli.check import PlanArgument
+from planner.cli.check_table import describe
 from planner.cli.given import ModelOption, at_most
 from planner.errors import AnswerNeeded, StalePlan, UsageError
 
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from planner.cli.console import Screen
-    from planner.effects import CheckReport
+    from planner.effects import CheckedModification, CheckReport
     from planner.plan import Modification, Plan
+
+_MOST_TENSORS = 12
 
 
 def command(
@@ -54,7 +57,7 @@ def command(
     name = reviewer or invoking_user()
     approved, rejected = _decisions(read, approve, reject, more or [])
     if not approve and not reject:
-        report = check(read, checkpoint, profile, Policy(), histograms=histograms_of(profile))
+        report = check(read, checkpoint, profile, Policy(), folder=plan.parent, histograms=histograms_of(profile))
         for decided in _asked(read, report, name, screen):
             read = decided
             fsio.replace_file(out or plan, write_plan(read))  # each decision, so that Ctrl-C loses none
@@ -125,14 +128,26 @@ def _present(modification: Modification, report: CheckReport, screen: Screen) ->
     for cited in modification.evidence:
         screen.show(f"  cites: {cited.fact} = {_shown(cited.value)} of {cited.tensor}")
     for checked in report.modifications:
-        for tensor in checked.tensors if checked.id == modification.id else ():
-            change = "-" if tensor.relative_change is None else f"{tensor.relative_change:.3g}"
-            screen.show(
-                f"  measured: {tensor.name}: {tensor.changed_fraction:.2%} of elements change, |dW|/|W| {change}"
-            )
+        if checked.id == modification.id:
+            _present_checked(checked, screen)
     for problem in report.problems:
         if problem.modification == modification.id:
             screen.show(f"  problem: {problem}")
+
+
+def _present_checked(checked: CheckedModification, screen: Screen) -> None:
+    screen.prose(f"effect: {checked.effect}: {checked.why}", indent=2)
+    for note in checked.notes:
+        screen.show(f"  means: {note}")
+    for array in checked.arrays:
+        screen.show(f"  reads: {array.array} of {array.file}, {array.digest[:19]}")
+    for tensor in checked.tensors[:_MOST_TENSORS]:
+        change = "-" if tensor.relative_change is None else f"{tensor.relative_change:.3g}"
+        screen.show(f"  measured: {tensor.name}: {tensor.changed_fraction:.2%} of elements change, |dW|/|W| {change}")
+    if len(checked.tensors) > _MOST_TENSORS:
+        screen.show(
+            f"  ... and {len(checked.tensors) - _MOST_TENSORS:,} more tensors (`planner check --all` lists them)"
+        )
 
 
 def _shown(number: float | None) -> str:

@@ -48,6 +48,7 @@ def generated() -> dict[str, bytes]:
 
 def _kinds() -> dict[str, type[Record]]:
     from planner.analysts import Transcript
+    from planner.architecture import ModelSummary
     from planner.effects import CheckReport, Difference
     from planner.evaluation import Evaluation
     from planner.pipeline import Outcome, Pipeline, Started
@@ -60,6 +61,7 @@ def _kinds() -> dict[str, type[Record]]:
         "diff": Difference,
         "evaluation": Evaluation,
         "ledger": Ledger,
+        "map": ModelSummary,
         "outcome": Outcome,
         "pipeline": Pipeline,
         "plan": Plan,

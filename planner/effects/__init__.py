@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from planner.effects.check import EVIDENCE_TOLERANCE, check, operations_by_tensor
+from planner.effects.check import check, edits_of
 from planner.effects.difference import Difference, TensorDifference, compare
-from planner.effects.types import CheckedModification, CheckedTensor, CheckReport, Effect, Moments, Preview
+from planner.effects.problems import EVIDENCE_TOLERANCE
+from planner.effects.types import CheckedModification, CheckedTensor, CheckReport, Moments, Preview, Standing
+from planner.effects.verdicts import Judge, Verdict
+from planner.plan.policy import Effect
 
 __all__ = [
     "EVIDENCE_TOLERANCE",
@@ -13,10 +16,13 @@ __all__ = [
     "CheckedTensor",
     "Difference",
     "Effect",
+    "Judge",
     "Moments",
     "Preview",
+    "Standing",
     "TensorDifference",
+    "Verdict",
     "check",
     "compare",
-    "operations_by_tensor",
+    "edits_of",
 ]

@@ -1,23 +1,28 @@
-"""Everything that can be wrong with a plan for this checkpoint, found in one go, with an exact preview beside it."""
+"""Everything that can be wrong with a plan for this checkpoint, in one go, with previews and effects beside it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
+
+from planner.architecture import map_of
 from planner.checkpoint import Checkpoint
-from planner.dtypes import float_dtype
+from planner.edits import ModificationEdits, PlanEdits, Surroundings, TensorEdit, Unresolved, combined, resolved
+from planner.edits.surroundings import surroundings_of
+from planner.effects import problems as found_in
+from planner.effects.changes import Change, change_of
 from planner.effects.preview import preview
-from planner.effects.types import CheckedModification, CheckedTensor, CheckReport, Preview
-from planner.operations import Operation
-from planner.plan import Modification, Plan, Policy, Problem, TargetUnmatched, resolve
-from planner.profile import Histograms, Profile, TensorProfile
+from planner.effects.types import CheckedModification, CheckedTensor, CheckReport, Preview, Standing
+from planner.effects.verdicts import Judge, Verdict
+from planner.operations import Step
+from planner.plan import Modification, Plan, Policy, Problem
+from planner.profile import Histograms, Profile
 
-__all__ = ["EVIDENCE_TOLERANCE", "check", "operations_by_tensor"]
-
-EVIDENCE_TOLERANCE = 0.02
-"""A cited value may differ from the profile's by this, relatively: analysts quote two or three digits."""
+__all__ = ["check", "edits_of"]
 
 Progress = Callable[[int], None]
 
@@ -28,271 +33,208 @@ def check(
     profile: Profile,
     policy: Policy,
     *,
+    folder: Path | None = None,
     allow_void: bool = False,
     histograms: Histograms | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
     """Check every modification by itself and the plan as a whole. Changes nothing; raises nothing about the plan.
 
-    With the `histograms` kept with the profile, narrow tensors are previewed without reading them. `progress` is told
-    the bytes previewed.
+    `folder` is where relative paths in the plan begin; the current folder by default. With the `histograms` kept with
+    the profile, edits that look at each element alone are previewed without reading a weight. `progress` is told the
+    bytes previewed.
     """
-    weights = _Weights(checkpoint, profile, histograms, progress)
-    problems = list(_plan_problems(plan, profile, policy))
-    checked: list[CheckedModification] = []
-    targets: dict[str, tuple[str, ...]] = {}
+    around = surroundings_of(checkpoint, folder or Path(), profile=profile, histograms=histograms)
+    found: list[Problem] = list(found_in.of_plan(plan, profile, policy))
+    edits: list[ModificationEdits] = []
     for modification in plan.modifications:
-        problems += _static_problems(modification, profile, policy)
+        found += found_in.of_modification(modification, profile, policy)
         try:
-            targets[modification.id] = resolve(modification.target, list(checkpoint.tensors))
-        except TargetUnmatched as error:
-            problems.append(_problem(modification, "unknown-target", str(error), error.hint))
-            continue
-        names = targets[modification.id]
-        problems += _tensor_problems(modification, names, checkpoint, policy)
-        tensors = tuple(
-            _checked(name, weights.previewed(name, [modification.operation]))
-            for name in names
-            if float_dtype(checkpoint.tensors[name].dtype)
-        )
-        checked.append(CheckedModification(id=modification.id, tensors=tensors))
-        problems += _outcome_problems(modification, tensors, allow_void)
-    together = _together(plan, targets, weights, checked)
-    problems += _size_problems(together, targets, policy)
-    void = all(tensor.effect == "void" for tensor in together)
-    if together and void and not allow_void and not problems:
-        problems.append(
-            Problem(
-                modification=None,
-                code="void-modification",
-                message="each modification changes something, but together they change no stored bit",
-                hint="drop the ones that cancel (--allow-void accepts it)",
+            edits.append(resolved(modification, around))
+        except Unresolved as error:
+            found.append(found_in.problem(modification, error.code, str(error), error.hint))
+    bench = _Bench(around, profile, edits, progress)
+    by_id = {modification.id: modification for modification in plan.modifications}
+    checked = []
+    for edit in edits:
+        found += found_in.of_tensors(by_id[edit.id], list(edit.steps), checkpoint, policy)
+        result = bench.judged(edit)
+        checked.append(result)
+        found += found_in.of_outcome(by_id[edit.id], result, policy, allow_void=allow_void)
+    together, verdict = bench.together(checked)
+    total = _total(together, profile)
+    owners = {name: edit.modifications for name, edit in bench.whole.tensors.items()}
+    found += found_in.of_sizes(together, owners, total, policy)
+    if together and verdict.effect == "void" and policy.refuses("void", allow_void=allow_void) and not found:
+        found.append(
+            found_in.problem(
+                None,
+                "void-modification",
+                "each modification changes something, but together they change no stored bit",
+                "drop the ones that cancel (--allow-void accepts it)",
             )
         )
     return CheckReport(
         plan=plan.id,
         fingerprint=profile.fingerprint,
-        accepted=not problems,
-        problems=tuple(problems),
-        plan_effect="void" if void else "unknown",
+        accepted=not found,
+        problems=_in_order(found, plan),
+        warnings=tuple(bench.warnings(checked)),
+        model=Standing(family=around.model.family, known=around.model.known, reason=around.model.reason),
+        policy=policy,
+        plan_effect=verdict.effect,
+        plan_why=verdict.why,
+        total_change=total,
         modifications=tuple(checked),
         tensors=together,
     )
 
 
-def operations_by_tensor(
-    modifications: Sequence[Modification], checkpoint: Checkpoint
-) -> dict[str, list[tuple[str, Operation]]]:
-    """For every tensor that is meant, the operations on it in order, each with the id of its modification.
-
-    Raises `TargetUnmatched`.
-    """
-    found: dict[str, list[tuple[str, Operation]]] = {}
-    for modification in modifications:
-        for name in resolve(modification.target, list(checkpoint.tensors)):
-            found.setdefault(name, []).append((modification.id, modification.operation))
-    return found
+def _in_order(problems: Iterable[Problem], plan: Plan) -> tuple[Problem, ...]:
+    """Those of the plan as a whole, then modification by modification."""
+    places = {modification.id: place for place, modification in enumerate(plan.modifications)}
+    return tuple(sorted(problems, key=lambda problem: places.get(problem.modification or "", -1)))
 
 
-def _plan_problems(plan: Plan, profile: Profile, policy: Policy) -> list[Problem]:
-    problems = []
-    if plan.checkpoint.fingerprint != profile.fingerprint:
-        problems.append(
-            Problem(
-                modification=None,
-                code="stale-plan",
-                message=f"the plan was made for {plan.checkpoint.fingerprint[:19]}, this is {profile.fingerprint[:19]}",
-                hint="propose a plan for this checkpoint",
-            )
+def edits_of(modifications: Iterable[Modification], around: Surroundings) -> PlanEdits:
+    """What the modifications of a plan that was checked do to each tensor. Raises `Unresolved`."""
+    return combined([resolved(modification, around) for modification in modifications], around)
+
+
+class _Bench:
+    """Previews and judges the edits of one plan."""
+
+    def __init__(
+        self, around: Surroundings, profile: Profile, edits: list[ModificationEdits], progress: Progress | None
+    ) -> None:
+        self.around, self.profile, self.progress = around, profile, progress
+        self.edits = {edit.id: edit for edit in edits}
+        self.whole = combined(edits, around)
+        self.judge = self._judge()
+        self.changes: dict[str, dict[str, Change]] = {}
+        """By modification and tensor, of the tensors whose bits change."""
+
+    def _judge(self) -> Judge:
+        """For the model as it would be: with the tensors that are added, and the keys of config.json that change."""
+        added = {name: edit.tensor.shape for name, edit in self.whole.tensors.items() if edit.added}
+        model = self.around.model
+        if added:
+            model = map_of(self.around.checkpoint.config | self.whole.config, self.around.shapes | added)
+        known = self.profile.by_name
+        head, embedding = (known.get(name) if name else None for name in (model.head, model.embedding))
+        return Judge(
+            model,
+            zero=frozenset(t.name for t in self.profile.tensors if t.elements and t.zeros == t.elements) | set(added),
+            copies_differ=bool(head and embedding and head.digest != embedding.digest),
         )
-    if len(plan.modifications) > policy.most_modifications:
-        problems.append(
-            Problem(
-                modification=None,
-                code="outside-policy",
-                message=f"{len(plan.modifications)} modifications; the policy allows {policy.most_modifications}",
-                hint="keep the ones you are surest of",
-            )
+
+    def judged(self, edit: ModificationEdits) -> CheckedModification:
+        """A modification by itself."""
+        alone = combined([edit], self.around)
+        previews = {name: self._preview(tensor) for name, tensor in alone.tensors.items()}
+        changed = {
+            name: change_of(alone.tensors[name].steps, alone.tensors[name].folded.shape)
+            for name, outcome in previews.items()
+            if outcome.changed_elements
+        }
+        self.changes[edit.id] = changed
+        verdict = self._verdict(changed, alone)
+        effects = {name: self._of_tensor(name, changed, alone, verdict) for name in previews}
+        return CheckedModification(
+            id=edit.id,
+            effect=verdict.effect,
+            why=verdict.why,
+            tensors=tuple(
+                CheckedTensor(name=name, effect=effects[name].effect, why=effects[name].why, **outcome.model_dump())
+                for name, outcome in previews.items()
+            ),
+            notes=edit.notes,
+            arrays=edit.provenance,
         )
-    return problems
 
+    def _of_tensor(self, name: str, changed: Mapping[str, Change], edits: PlanEdits, whole: Verdict) -> Verdict:
+        """The effect of one tensor's change; that of the whole where the tensors of a modification undo each other."""
+        if name not in changed:
+            return self._verdict({}, edits)
+        if len(changed) == 1 or whole.effect in ("invariant", "shifts_logits", "rescales_logits"):
+            return whole
+        model = self.judge.model
+        copies = {model.head, model.embedding} if model.tied else set()
+        mine = {other: changed[other] for other in changed if other == name or (name in copies and other in copies)}
+        return self._verdict(mine, edits)
 
-def _static_problems(modification: Modification, profile: Profile, policy: Policy) -> list[Problem]:
-    problems = []
-    if modification.operation.kind not in policy.operations:
-        problems.append(
-            _problem(
-                modification,
-                "outside-policy",
-                f"the policy does not allow {modification.operation.kind}",
-                "allowed: " + ", ".join(policy.operations),
+    def _verdict(self, changed: Mapping[str, Change], edits: PlanEdits) -> Verdict:
+        narrow = any(edits.tensors[name].dtype.tabulable for name in changed)
+        judge = self.judge if narrow else replace(self.judge, rounded=False)
+        return judge.verdict(changed, tie_kept=self._tie_kept(changed, edits))
+
+    def _tie_kept(self, changed: Mapping[str, Change], edits: PlanEdits) -> bool:
+        """Whether head and embedding, the same bytes before, are changed to the same bytes."""
+        head, embedding = self.judge.model.head, self.judge.model.embedding
+        if head not in changed or embedding not in changed or self.judge.copies_differ:
+            return False
+        assert head is not None, "it is one of the changed tensors"
+        assert embedding is not None, "it is one of the changed tensors"
+        one, other = edits.tensors[head], edits.tensors[embedding]
+        if one.table is not None and other.table is not None:
+            return one.dtype.name == other.dtype.name and np.array_equal(one.table, other.table)
+        alike = len(one.steps) == len(other.steps) and all(map(_same_step, one.steps, other.steps))
+        return alike and one.dtype.name == other.dtype.name
+
+    def together(self, checked: list[CheckedModification]) -> tuple[tuple[CheckedTensor, ...], Verdict]:
+        """Every tensor with all its edits folded, and the plan as a whole."""
+        alone = {(item.id, tensor.name): tensor for item in checked for tensor in item.tensors}
+        outcomes: dict[str, Preview] = {}
+        changed: dict[str, Change] = {}
+        for name, edit in self.whole.tensors.items():
+            single = alone.get((edit.modifications[0], name)) if len(edit.modifications) == 1 else None
+            outcomes[name] = single or self._preview(edit)
+            if outcomes[name].changed_elements:
+                changed[name] = change_of(edit.steps, edit.folded.shape)
+        verdict = self._verdict(changed, self.whole)
+        fields = set(Preview.model_fields)
+        rows = []
+        for name, outcome in outcomes.items():
+            edit = self.whole.tensors[name]
+            single = alone.get((edit.modifications[0], name)) if len(edit.modifications) == 1 else None
+            mine = single or self._verdict({name: changed[name]} if name in changed else {}, self.whole)
+            rows.append(
+                CheckedTensor(name=name, effect=mine.effect, why=mine.why, **outcome.model_dump(include=fields))
             )
-        )
-    for cited in modification.evidence:
-        tensor = profile.by_name.get(cited.tensor)
-        if tensor is None:
-            problems.append(
-                _problem(
-                    modification, "evidence-mismatch", f"it cites {cited.tensor!r}, which is not here", "cite what is"
-                )
+        return tuple(rows), verdict
+
+    def _preview(self, edit: TensorEdit) -> Preview:
+        return preview(self.around, edit, progress=self.progress)
+
+    def warnings(self, checked: Iterable[CheckedModification]) -> Iterable[str]:
+        """What the policy allows and a reviewer should know all the same."""
+        model = self.judge.model
+        head, embedding = model.head, model.embedding
+        ids = [i.id for i in checked for t in i.tensors if t.name in (head, embedding) and t.changed_elements]
+        touched = {n: Change() for n in (head, embedding) if n in self.whole.tensors} if model.tied else {}
+        if model.tied and head and ids and not self._tie_kept(touched, self.whole):
+            yield (
+                f"{', '.join(dict.fromkeys(ids))}: {embedding} and {head} are two stored copies of one tied tensor "
+                "and would differ afterwards; loaders disagree on which to read. Change both alike, or neither"
             )
-            continue
-        found = _fact(tensor, cited.fact)
-        if isinstance(found, str):
-            problems.append(_problem(modification, "evidence-mismatch", found, "cite a statistic of the profile"))
-        elif not _same(cited.value, found):
-            problems.append(
-                _problem(
-                    modification,
-                    "evidence-mismatch",
-                    f"it cites {cited.fact} = {cited.value} of {cited.tensor}; the profile says {found}",
-                    f"cite the measured value, within {EVIDENCE_TOLERANCE:.0%}",
-                )
-            )
-    return problems
+        if not model.known:
+            yield f"effects are unknown: {model.reason}"
+        if self.whole.config:
+            keys = ", ".join(f"{key} = {str(value).lower()}" for key, value in self.whole.config.items())
+            yield f"config.json would be changed: {keys}"
 
 
-def _fact(tensor: TensorProfile, fact: str) -> float | str | None:
-    """The value of a cited statistic; a sentence if there is no such statistic."""
-    group, _, key = fact.partition(".")
-    if group in {"quantiles", "outliers"}:
-        values: dict[str, float | None] = dict(getattr(tensor, group))
-        if key in values:
-            return values[key]
-        return f"{fact!r} is not in the profile; {group} has {', '.join(values)}"
-    value = getattr(tensor, fact, None) if fact in _FACTS else fact
-    return f"{fact[:40]!r} is not a statistic of the profile" if isinstance(value, str) else value
+def _same_step(one: Step, other: Step) -> bool:
+    return one.operation == other.operation and one.modification == other.modification and one.selection.pointwise
 
 
-_FACTS = (
-    *("mean", "std", "min", "max", "abs_max", "rms", "l2_norm", "skewness", "kurtosis"),
-    *("zeros", "nan", "inf", "distinct_values", "elements"),
-)
-
-
-def _same(cited: float | None, found: float | None) -> bool:
-    if cited is None or found is None:
-        return cited is found
-    return math.isclose(cited, found, rel_tol=EVIDENCE_TOLERANCE, abs_tol=1e-12)
-
-
-def _tensor_problems(
-    modification: Modification, names: Sequence[str], checkpoint: Checkpoint, policy: Policy
-) -> list[Problem]:
-    problems = [
-        _problem(modification, "outside-policy", f"the policy protects {name}", "leave it out of the target")
-        for name in names
-        if policy.protects(name)
-    ]
-    problems += [
-        _problem(
-            modification,
-            "unsupported-dtype",
-            f"{name} is {checkpoint.tensors[name].dtype}, whose values this version does not change",
-            "leave it out of the target",
-        )
-        for name in names
-        if float_dtype(checkpoint.tensors[name].dtype) is None
-    ]
-    return problems
-
-
-def _outcome_problems(modification: Modification, tensors: Sequence[CheckedTensor], allow_void: bool) -> list[Problem]:
-    problems = [
-        _problem(
-            modification,
-            "not-finite",
-            f"{tensor.broken_elements:,} elements of {tensor.name} would become NaN or infinite",
-            "use a smaller factor or offset",
-        )
-        for tensor in tensors
-        if tensor.broken_elements
-    ]
-    if tensors and not allow_void and all(tensor.effect == "void" for tensor in tensors):
-        problems.append(
-            _problem(
-                modification,
-                "void-modification",
-                f"it would change no stored bit of {_named([tensor.name for tensor in tensors])}",
-                "a change below the resolution of the dtype is lost to rounding; make it larger or drop it "
-                "(--allow-void accepts it)",
-            )
-        )
-    return problems
-
-
-def _together(
-    plan: Plan,
-    targets: dict[str, tuple[str, ...]],
-    weights: _Weights,
-    checked: Sequence[CheckedModification],
-) -> tuple[CheckedTensor, ...]:
-    """Every tensor with all its modifications folded; where there is only one, its preview is at hand already."""
-    alone = {(item.id, tensor.name): tensor for item in checked for tensor in item.tensors}
-    by_tensor: dict[str, list[Modification]] = {}
-    for modification in plan.modifications:
-        for name in targets.get(modification.id, ()):
-            if float_dtype(weights.checkpoint.tensors[name].dtype):
-                by_tensor.setdefault(name, []).append(modification)
-    return tuple(
-        alone[modifications[0].id, name]
-        if len(modifications) == 1
-        else _checked(name, weights.previewed(name, [m.operation for m in modifications]))
-        for name, modifications in by_tensor.items()
-    )
-
-
-def _size_problems(
-    together: Sequence[CheckedTensor], targets: dict[str, tuple[str, ...]], policy: Policy
-) -> list[Problem]:
-    problems = []
+def _total(together: Iterable[CheckedTensor], profile: Profile) -> float | None:
+    """‖ΔW‖ / ‖W‖ over all tensors of the checkpoint."""
+    square = math.fsum(t.l2_norm**2 for t in profile.tensors if t.l2_norm is not None)
+    moved = 0.0
     for tensor in together:
-        change = tensor.relative_change
-        if not tensor.broken_elements and (change is None or change > policy.largest_relative_change):
-            size = "without bound" if change is None else f"by {change:.3g} of its norm"
-            problems.append(
-                Problem(
-                    modification=next(name for name, names in targets.items() if tensor.name in names),
-                    code="outside-policy",
-                    message=f"{tensor.name} would change {size}; the policy allows {policy.largest_relative_change:g}",
-                    hint="make the change smaller, or raise largest_relative_change in the policy",
-                )
-            )
-    return problems
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """Where previews get a tensor's elements from: its kept histogram, else its bytes."""
-
-    checkpoint: Checkpoint
-    profile: Profile
-    histograms: Histograms | None
-    progress: Progress | None
-
-    def previewed(self, name: str, operations: Sequence[Operation]) -> Preview:
-        tensor, known = self.checkpoint.tensors[name], self.profile.by_name.get(name)
-        dtype = float_dtype(tensor.dtype)
-        assert dtype is not None, "callers ask only for tensors whose dtype is understood"
-        histogram = self.histograms.of(known) if self.histograms and known else None
-        return preview(self.checkpoint, tensor, dtype, operations, histogram=histogram, progress=self.progress)
-
-
-def _checked(name: str, outcome: Preview) -> CheckedTensor:
-    void = outcome.changed_elements == 0
-    return CheckedTensor(
-        name=name,
-        effect="void" if void else "unknown",
-        why="computed from every stored element: no bit changes"
-        if void
-        else "its bits change; what that does to the function is not analysed by this version",
-        **outcome.model_dump(),
-    )
-
-
-def _problem(modification: Modification, code: str, message: str, hint: str) -> Problem:
-    return Problem(modification=modification.id, code=code, message=message, hint=hint)
-
-
-def _named(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+        known = profile.by_name.get(tensor.name)
+        if tensor.relative_change is None or known is None or known.l2_norm is None:
+            continue
+        moved += (tensor.relative_change * known.l2_norm) ** 2
+    return math.sqrt(moved / square) if square > 0 else None

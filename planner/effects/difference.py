@@ -17,7 +17,7 @@ from pydantic import Field
 from planner.checkpoint import Checkpoint
 from planner.dtypes import FloatDtype, float_dtype
 from planner.dtypes.floats import Patterns
-from planner.operations import AnyOperation, Clamp, Operation, Scale, Shift, Zero, fold
+from planner.operations import AnyOperation, Clamp, Operation, Scale, Shift, Zero, pointwise
 from planner.records import Record
 
 __all__ = ["Difference", "TensorDifference", "compare"]
@@ -186,7 +186,7 @@ def _explained(
     candidates: Iterator[Operation], pairs: Callable[[], Iterator[tuple[Patterns, Patterns]]], dtype: FloatDtype
 ) -> AnyOperation | None:
     for candidate in candidates:
-        transform = fold([candidate], dtype)
+        transform = pointwise([candidate], dtype)
         # Most candidates fail in the first chunk, so trying them one after the other reads little.
         if all(np.array_equal(transform(old), new) for old, new in pairs()):
             assert isinstance(candidate, (Scale, Shift, Clamp, Zero))

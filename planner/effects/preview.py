@@ -1,69 +1,89 @@
-"""What a list of operations would do to one tensor, exactly, before a byte of it changes.
+"""What an edit would do to its tensor, exactly, before a byte of it changes.
 
-The preview runs the very function that `apply` will run. For a dtype of 16 bits or fewer it runs on each distinct
-pattern once, weighted by how often the pattern occurs, which the histogram beside the profile says without reading a
-weight; for wider dtypes on the chunks. Memory: a few chunks.
+The preview runs the very function that `apply` will run. An edit of a dtype of 16 bits or fewer that looks at each
+element alone runs on each distinct pattern once, weighted by how often the pattern occurs, which the histogram beside
+the profile says without reading a weight; every other edit runs on the bytes. Memory: a few chunks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.checkpoint import Checkpoint, Tensor
+from planner.checkpoint import Checkpoint
 from planner.dtypes import NUMBERS, FloatDtype
 from planner.dtypes.floats import Patterns
-from planner.effects.types import Moments, Preview
-from planner.operations import Operation, fold
-from planner.profile import Histogram
+from planner.edits import Surroundings, TensorEdit
+from planner.effects.types import Moments, Preview, Source
 
 __all__ = ["preview"]
 
 Weights = NDArray[np.int64] | None
 
 
-def preview(
-    checkpoint: Checkpoint,
-    tensor: Tensor,
-    dtype: FloatDtype,
-    operations: Sequence[Operation],
-    *,
-    histogram: Histogram | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> Preview:
-    """Compare the tensor before and after `operations`.
+def preview(around: Surroundings, edit: TensorEdit, *, progress: Callable[[int], None] | None = None) -> Preview:
+    """Compare a tensor before and after its edit.
 
-    With the exact histogram of the tensor no weight is read; else the tensor is read once. `progress` is told the bytes
-    done.
+    Where the edit is a function of each element and the exact histogram is kept, no weight is read; else the tensor is
+    read, once or as often as the edit needs. `progress` is told the bytes done.
     """
-
-    def chunks() -> Iterator[Patterns]:
-        for chunk in checkpoint.chunks(tensor):
-            yield dtype.patterns(chunk)
-            if progress:
-                progress(len(chunk))
-
-    transform = fold(operations, dtype)
     comparison = _Comparison()
-    if dtype.tabulable:
-        if histogram and histogram.exact:
-            counts = histogram.table
-            if progress:
-                progress(tensor.nbytes)
-        else:
-            from planner.profile.tallies import Matrix, describe  # here, because numba comes with it
-
-            counts = describe(chunks, Matrix(NUMBERS[dtype.name], tensor.elements, columns=0)).counts
-        occurring = np.flatnonzero(counts).astype(dtype.pattern)
-        comparison.add(occurring, transform(occurring), dtype, counts[occurring])
+    source: Source = "read"
+    if edit.added is not None:
+        source = "new"
+        for new in edit.rewrite(edit.zeros):
+            comparison.add(np.zeros_like(new), new, edit.dtype, None)
+    elif edit.table is not None:
+        counts, source = _counts(around, edit)
+        occurring = np.flatnonzero(counts).astype(edit.dtype.pattern)
+        comparison.add(occurring, edit.table[occurring], edit.dtype, counts[occurring])
     else:
-        for patterns in chunks():
-            comparison.add(patterns, transform(patterns), dtype, None)
-    return comparison.result(tensor.elements)
+        stored = _Stored(around.checkpoint, edit)
+        for new in edit.rewrite(stored.chunks):
+            comparison.add(stored.take(len(new)), new, edit.dtype, None)
+    if progress:
+        progress(edit.tensor.nbytes)
+    return comparison.result(edit.tensor.elements, source)
+
+
+def _counts(around: Surroundings, edit: TensorEdit) -> tuple[NDArray[np.int64], Source]:
+    """How often each pattern occurs in the tensor."""
+    histogram = around.histogram(edit.name)
+    if histogram and histogram.exact:
+        return histogram.table, "histogram"
+    from planner.profile.tallies import Matrix, describe  # here, because numba comes with it
+
+    matrix = Matrix(NUMBERS[edit.dtype.name], edit.tensor.elements, columns=0)
+    stored = _Stored(around.checkpoint, edit)
+    counts = describe(stored.chunks, matrix).counts
+    assert counts is not None, "a narrow dtype is counted"
+    return counts, "read"
+
+
+class _Stored:
+    """A tensor's stored patterns: for the edit to go through, and once more to compare with."""
+
+    def __init__(self, checkpoint: Checkpoint, edit: TensorEdit) -> None:
+        self._checkpoint, self._edit = checkpoint, edit
+        self._again = self.chunks()
+        self._rest: Patterns = np.empty(0, edit.dtype.pattern)
+
+    def chunks(self) -> Iterator[Patterns]:
+        """All patterns, in order."""
+        return map(self._edit.dtype.patterns, self._checkpoint.chunks(self._edit.tensor))
+
+    def take(self, count: int) -> Patterns:
+        """The next `count` patterns."""
+        parts = [self._rest]
+        while sum(map(len, parts)) < count:
+            parts.append(next(self._again))
+        whole = np.concatenate(parts) if len(parts) > 1 else self._rest
+        self._rest = whole[count:]
+        return whole[:count]
 
 
 @dataclass
@@ -124,6 +144,9 @@ class _Comparison:
     changed: int = 0
     broken: int = 0
     """Elements that were finite and no longer are."""
+    infinite: int = 0
+    """Those of them that became infinite."""
+    zeros_made: int = 0
     product: list[float] = field(default_factory=list)
     square: list[float] = field(default_factory=list)
     """Squares of the old values in the elements that are finite before and after."""
@@ -134,7 +157,9 @@ class _Comparison:
         self.before.add(before, weights)
         self.after.add(after, weights)
         self.changed += _count(old != new, weights)
+        self.infinite += _count(np.isfinite(before) & np.isinf(after), weights)
         self.broken += _count(np.isfinite(before) & ~np.isfinite(after), weights)
+        self.zeros_made += _count((before != 0) & (after == 0), weights)
         both = np.isfinite(before) & np.isfinite(after)
         weights = None if weights is None else weights[both]
         before, after = before[both], after[both]
@@ -144,18 +169,29 @@ class _Comparison:
         self.square.append(_weighted(before, before, weights))
         self.distance.append(_weighted(change, change, weights))
 
-    def result(self, elements: int) -> Preview:
+    def result(self, elements: int, source: Source) -> Preview:
         square, product, distance = (_sum(parts) for parts in (self.square, self.product, self.distance))
+        scale = product / square if square > 0 and not self.broken else None
         return Preview(
             elements=elements,
+            source=source,
             changed_elements=self.changed,
             changed_fraction=self.changed / elements if elements else 0.0,
-            realised_scale=_plain(product / square) if square > 0 and not self.broken else None,
+            realised_scale=None if scale is None else _plain(scale),
+            scale_spread=None if scale is None else _spread(distance, square, scale),
             relative_change=None if self.broken else _relative(distance, square),
             broken_elements=self.broken,
+            infinite_elements=self.infinite,
+            zeros_made=self.zeros_made,
             before=self.before.moments(),
             after=self.after.moments(),
         )
+
+
+def _spread(distance: float, square: float, scale: float) -> float | None:
+    """√(Σ (w' - s·w)² / Σ w²), from Σ (w' - w)²: w' - w is (s - 1)·w and a rest at right angles to w."""
+    rest = distance / square - (scale - 1) ** 2
+    return _plain(math.sqrt(max(rest, 0.0)))
 
 
 def _relative(distance: float, square: float) -> float | None:

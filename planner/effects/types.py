@@ -6,21 +6,15 @@ from typing import Literal
 
 from pydantic import Field
 
+from planner.edits import Provenance
 from planner.plan import Problem
+from planner.plan.policy import Effect, Policy
 from planner.records import Record
 
-__all__ = ["CheckReport", "CheckedModification", "CheckedTensor", "Effect", "Moments", "Preview"]
+__all__ = ["CheckReport", "CheckedModification", "CheckedTensor", "Effect", "Moments", "Preview", "Source", "Standing"]
 
-Effect = Literal[
-    "void",
-    "ignored",
-    "invariant",
-    "shifts_logits",
-    "rescales_logits",
-    "loader_dependent",
-    "effective",
-    "unknown",
-]
+Source = Literal["histogram", "read", "new"]
+"""Where a preview comes from: the kept histogram (no weight was read), the tensor's bytes, a tensor that is added."""
 
 
 class Moments(Record):
@@ -47,16 +41,24 @@ class Preview(Record):
 
     elements: int
     """How many numbers it holds."""
+    source: Source
+    """Where the numbers below come from; they are exact in every case."""
     changed_elements: int
     """How many of them would be stored with other bits."""
     changed_fraction: float
     """The same as a fraction."""
     realised_scale: float | None
     """Σ w·w' / Σ w²: the factor that was really applied after rounding, for a scale; null for a tensor of zeros."""
+    scale_spread: float | None
+    """√(Σ (w' - s·w)² / Σ w²), s being the realised scale: what rounding, or what is no scale, adds to it."""
     relative_change: float | None
     """‖ΔW‖F / ‖W‖F; null where it is infinite."""
     broken_elements: int
     """Elements that are finite now and would no longer be."""
+    infinite_elements: int
+    """Those of them that would become infinite."""
+    zeros_made: int
+    """Elements that are not zero now and would be."""
     before: Moments
     """As stored now."""
     after: Moments
@@ -69,9 +71,10 @@ class CheckedTensor(Preview):
     name: str
     """The tensor."""
     effect: Effect
-    """void where no stored bit changes; else unknown, because this version does not analyse the dataflow."""
+    """What the change of this tensor does to the model; that of the whole modification where its tensors undo each
+    other."""
     why: str
-    """Where the verdict comes from."""
+    """The proof in a sentence, or why there is none."""
 
 
 class CheckedModification(Record):
@@ -79,8 +82,27 @@ class CheckedModification(Record):
 
     id: str
     """The modification."""
+    effect: Effect
+    """What all of its changes do together."""
+    why: str
+    """The proof in a sentence, or why there is none."""
     tensors: tuple[CheckedTensor, ...]
-    """Every tensor it means."""
+    """Every tensor it changes."""
+    notes: tuple[str, ...] = ()
+    """What its words were found to mean: which tokens, how many elements, which keys of config.json."""
+    arrays: tuple[Provenance, ...] = ()
+    """The arrays it reads, and what their files say of themselves."""
+
+
+class Standing(Record):
+    """What is known of the model that the effects were judged for."""
+
+    family: str | None
+    """The model type."""
+    known: bool
+    """Whether its dataflow is known; without it every change of stored bits is `unknown`."""
+    reason: str = ""
+    """Why it is not known."""
 
 
 class CheckReport(Record):
@@ -96,8 +118,18 @@ class CheckReport(Record):
     """Whether there is no problem."""
     problems: tuple[Problem, ...]
     """Every reason to refuse the plan."""
+    warnings: tuple[str, ...] = ()
+    """What a reviewer should know and the policy allows."""
+    model: Standing
+    """The model, as far as effects go."""
+    policy: Policy
+    """The limits it was checked against."""
     plan_effect: Effect
-    """The plan as a whole: void if its modifications together change no stored bit."""
+    """The plan as a whole: its modifications may undo one another."""
+    plan_why: str
+    """The proof in a sentence, or why there is none."""
+    total_change: float | None
+    """‖ΔW‖ / ‖W‖ over all tensors of the checkpoint; null where it is infinite."""
     modifications: tuple[CheckedModification, ...]
     """Each modification by itself."""
     tensors: tuple[CheckedTensor, ...]

@@ -7,7 +7,8 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 from pydantic import model_validator
 
-from planner.operations.base import Example, Operation, Values
+from planner.operations.base import ANYWHERE, Example, Operation, Place, Values
+from planner.operations.numbers import Number, Ramp, settled
 
 __all__ = ["Clamp"]
 
@@ -22,26 +23,33 @@ class Clamp(Operation):
 
     kind: Literal["clamp"] = "clamp"
     """The name of the operation."""
-    minimum: float | None = None
-    """Smaller elements become this; null means no lower bound."""
-    maximum: float | None = None
-    """Larger elements become this; null means no upper bound."""
+    minimum: Number | None = None
+    """Smaller elements become this: a number, or a ramp such as `{"ramp": [1, 2]}`; null means no lower bound."""
+    maximum: Number | None = None
+    """Larger elements become this: a number, or a ramp such as `{"ramp": [1, 2]}`; null means no upper bound."""
 
     @model_validator(mode="after")
     def _bounds_make_sense(self) -> Self:
         if self.minimum is None and self.maximum is None:
             raise ValueError("clamp needs a minimum, a maximum or both")
-        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
-            raise ValueError(f"the minimum {self.minimum} is above the maximum {self.maximum}")
+        if self.minimum is None or self.maximum is None:
+            return self
+        # Bounds that change with depth are compared layer by layer, when `at_depth` has made numbers of them; in the
+        # first and the last layer they can be compared now.
+        for depth in (0, 1):
+            bounds = (self.minimum, self.maximum)
+            low, high = (bound.at(depth) if isinstance(bound, Ramp) else bound for bound in bounds)
+            if low > high:
+                raise ValueError(f"the minimum {low} is above the maximum {high}")
         return self
 
-    def apply(self, values: Values) -> Values:
+    def apply(self, values: Values, place: Place = ANYWHERE) -> Values:
         """min(max(w, minimum), maximum); infinities are clamped, NaN stays NaN, and -0 is within a bound of 0."""
         # numpy.clip would turn -0 into +0 at a bound of 0: a stored bit changed where no value did.
         if self.minimum is not None:
-            lower = values.dtype.type(self.minimum)
+            lower = values.dtype.type(settled(self.minimum))
             values = np.where(values < lower, lower, values)
         if self.maximum is not None:
-            upper = values.dtype.type(self.maximum)
+            upper = values.dtype.type(settled(self.maximum))
             values = np.where(values > upper, upper, values)
         return values

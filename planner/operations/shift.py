@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from planner.operations.base import Example, Operation, Values
+from planner.operations.base import ANYWHERE, Example, Operation, Place, Values
+from planner.operations.numbers import Number, settled
 
 __all__ = ["Shift"]
 
@@ -16,9 +17,9 @@ class Shift(Operation):
 
     kind: Literal["shift"] = "shift"
     """The name of the operation."""
-    offset: float
-    """What to add, in the units of the weights."""
+    offset: Number
+    """What to add, in the units of the weights: a number, or a ramp such as `{"ramp": [0, 0.1]}`."""
 
-    def apply(self, values: Values) -> Values:
-        """w + offset."""
-        return values + values.dtype.type(self.offset)
+    def apply(self, values: Values, place: Place = ANYWHERE) -> Values:
+        """w + offset, the offset rounded to the precision of `values` first."""
+        return values + values.dtype.type(settled(self.offset))

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from planner.operations.base import Example, Operation, Values
+from planner.operations.base import ANYWHERE, Example, Operation, Place, Values
 
 __all__ = ["Zero"]
 
@@ -21,6 +21,6 @@ class Zero(Operation):
     kind: Literal["zero"] = "zero"
     """The name of the operation."""
 
-    def apply(self, values: Values) -> Values:
+    def apply(self, values: Values, place: Place = ANYWHERE) -> Values:
         """0 for every w."""
         return np.zeros_like(values)

@@ -173,7 +173,14 @@ class _Run:
         )
 
     def _checked(self, plan: Plan, profile: Profile) -> CheckReport:
-        return check(plan, self._checkpoint, profile, self._policy, histograms=histograms_of(profile))
+        return check(
+            plan,
+            self._checkpoint,
+            profile,
+            self._policy,
+            folder=self._folder,
+            histograms=histograms_of(profile),
+        )
 
     def review(self, plan: Plan, report: CheckReport) -> Plan:
         path = self._folder / "reviewed.json"
@@ -197,6 +204,7 @@ class _Run:
                     out=self._candidate.absolute(),
                     policy=self._policy,
                     by=str(self._pipeline.review),
+                    folder=self._folder,
                     progress=bar.step,
                 )
 

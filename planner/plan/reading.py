@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from planner import strict_json
 from planner.errors import PlanInvalid, PlanTooNew
-from planner.operations import OPERATIONS
+from planner.operations import FORMS, OPERATIONS
+from planner.plan.elements import ELEMENTS
 from planner.plan.problems import Problem, field_path
 from planner.plan.types import PLAN_SCHEMA, Plan
 
@@ -71,11 +72,14 @@ def _check_version(schema: Any) -> None:
         raise PlanInvalid(f"`schema` is {schema!r}, not {PLAN_SCHEMA!r}", hint=_SEE_SCHEMA)
 
 
+_TAGS: dict[str | int, Collection[str | int]] = {"operation": OPERATIONS, "elements": ELEMENTS}
+
+
 def _without_tags(location: Sequence[str | int]) -> tuple[str | int, ...]:
-    """pydantic puts the kind of operation into the path (operation.scale.factor); the document has no such level."""
-    steps = list(location)
+    """pydantic puts kinds and forms into the path (operation.scale.factor.<ramp>); the document has no such levels."""
+    steps = [step for step in location if step not in FORMS]
     for place in range(1, len(steps)):
-        if steps[place - 1] == "operation" and steps[place] in OPERATIONS:
+        if steps[place] in _TAGS.get(steps[place - 1], ()):
             return (*steps[:place], *steps[place + 1 :])
     return tuple(steps)
 
@@ -95,4 +99,6 @@ def _hint(kind: str) -> str:
         return "add the field"
     if kind in {"union_tag_invalid", "union_tag_not_found"}:
         return "operations: " + ", ".join(OPERATIONS)
+    if kind == "elements_kind":
+        return "elements: " + ", ".join(ELEMENTS)
     return "give a value of the kind asked for"

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import product
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import field_validator, model_validator
 
 from planner.architecture import role_of
+from planner.operations import numbers_in
+from planner.plan.elements import AllElements, Elements
+from planner.plan.nearest import nearest_hint
 from planner.records import Record
 
-__all__ = ["Elements", "Target", "TargetUnmatched", "resolve"]
+__all__ = ["Target", "TargetUnmatched", "resolve"]
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_PART = re.compile(r"(\d+)(?:-(\d+))?")
+_GLOB = re.compile(r"[*?\[]")
 _MOST_NAMES = 100_000
 _LONGEST_PATTERN = 1024
 
@@ -31,13 +34,6 @@ class TargetUnmatched(ValueError):
         self.hint = hint
 
 
-class Elements(Record):
-    """Which elements of each tensor."""
-
-    kind: Literal["all"] = "all"
-    """All of them; this version has no finer choice."""
-
-
 class Target(Record):
     """Tensors by name, by role, by layer, or by several of these at once: then all must hold."""
 
@@ -47,14 +43,14 @@ class Target(Record):
     """Roles, such as q_proj or input_layernorm."""
     layers: str | None = None
     """Layers, such as `10-27` or `0,2,5-7`."""
-    elements: Elements = Elements()
+    elements: Elements = AllElements()
     """Which elements of each tensor."""
 
     @field_validator("layers")
     @classmethod
     def _layers_can_be_read(cls, layers: str | None) -> str | None:
         if layers is not None:
-            _numbers(layers)
+            numbers_in(layers)
         return layers
 
     @field_validator("tensors")
@@ -84,13 +80,13 @@ def resolve(target: Target, names: Sequence[str]) -> tuple[str, ...]:
     """
     found = list(names)
     if target.tensors:
-        known = set(names)
+        known, in_order = set(names), sorted(names)
         wanted: set[str] = set()
         for pattern in target.tensors:
             for alternative in _expanded(pattern):
-                matched = {alternative} if alternative in known else {n for n in names if fnmatchcase(n, alternative)}
+                matched = {alternative} if alternative in known else _matching(alternative, in_order)
                 if not matched:
-                    raise TargetUnmatched(f"no tensor matches {alternative!r}", hint=_nearest(alternative, names))
+                    raise TargetUnmatched(f"no tensor matches {alternative!r}", hint=nearest_hint(alternative, names))
                 wanted |= matched
         found = [name for name in found if name in wanted]
     if target.roles:
@@ -100,44 +96,31 @@ def resolve(target: Target, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _matching(pattern: str, in_order: Sequence[str]) -> set[str]:
+    """The names that a pattern matches, among those that begin as it does: thousands of patterns are not unusual."""
+    start = _GLOB.split(pattern, maxsplit=1)[0]
+    first = bisect_left(in_order, start)
+    end = bisect_right(in_order, start, lo=first, key=lambda name: name[: len(start)])
+    return {name for name in in_order[first:end] if fnmatchcase(name, pattern)}
+
+
 def _filtered_by_role(names: list[str], roles: tuple[str, ...]) -> list[str]:
     there = {role_of(name).role for name in names}
     for role in roles:
         if role not in there:
             raise TargetUnmatched(
-                f"no tensor that the target names so far has the role {role!r}", hint=_nearest(role, sorted(there))
+                f"no tensor that the target names so far has the role {role!r}", hint=nearest_hint(role, sorted(there))
             )
     return [name for name in names if role_of(name).role in roles]
 
 
 def _filtered_by_layer(names: list[str], layers: str) -> list[str]:
     there = {layer for name in names if (layer := role_of(name).layer) is not None}
-    wanted = set(_numbers(layers))
+    wanted = set(numbers_in(layers))
     if missing := sorted(wanted - there):
         span = f"layers here: {min(there)}-{max(there)}" if there else "no tensor here is in a layer"
         raise TargetUnmatched("no layer " + ", ".join(map(str, missing[:8])), hint=span)
     return [name for name in names if role_of(name).layer in wanted]
-
-
-def _nearest(wanted: str, there: Sequence[str]) -> str:
-    close = get_close_matches(wanted, there, n=3, cutoff=0.5)
-    return "nearest: " + ", ".join(close) if close else f"there are {len(there)}, such as {', '.join(there[:3])}"
-
-
-def _numbers(text: str) -> list[int]:
-    """`10-12,20` to [10, 11, 12, 20]. Raises ValueError."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        match = _PART.fullmatch(part.strip())
-        if match is None:
-            raise ValueError(f"{text!r} is not a list of numbers and ranges such as 10-27 or 0,2,5-7")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise ValueError(f"the range {part.strip()} runs backwards")
-        if last - first + len(numbers) >= _MOST_NAMES:
-            raise ValueError(f"the range {part.strip()} is too long")
-        numbers.extend(range(first, last + 1))
-    return numbers
 
 
 def _choices(pattern: str) -> tuple[list[str], list[list[int]]]:
@@ -145,7 +128,7 @@ def _choices(pattern: str) -> tuple[list[str], list[list[int]]]:
     parts = _BRACES.split(pattern)
     choices: list[list[int]] = []
     for numbers in parts[1::2]:
-        choices.append(_numbers(numbers))
+        choices.append(numbers_in(numbers))
         if math.prod(map(len, choices)) > _MOST_NAMES:
             raise ValueError(f"{pattern!r} stands for more than {_MOST_NAMES:,} names")
     return parts[::2], choices

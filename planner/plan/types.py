@@ -50,7 +50,7 @@ class AnalystRecord(Record):
     """Who wrote the plan."""
 
     kind: str = Field(max_length=40)
-    """rules, llm, or `human` for a plan written by hand."""
+    """rules, llm, `imported` for a list made elsewhere, or `human` for a plan written by hand."""
     model: str | None = Field(default=None, max_length=200)
     """The language model, as its provider names it."""
     prompt_sha256: str | None = None

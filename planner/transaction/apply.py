@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-from blake3 import blake3
-
 from planner import __version__, fsio
 from planner.checkpoint import Checkpoint, digest_bytes, open_checkpoint
-from planner.dtypes import float_dtype
-from planner.effects import CheckReport, check, operations_by_tensor
+from planner.edits import surroundings_of
+from planner.effects import CheckReport, check
 from planner.errors import (
     LedgerDamaged,
     OutputExists,
@@ -21,9 +18,9 @@ from planner.errors import (
     UsageError,
     VoidModification,
 )
-from planner.operations import Operation, fold
 from planner.plan import Modification, Plan, Policy, approved, write_plan
-from planner.profile import profile_of
+from planner.profile import Histograms, Profile, histograms_of, profile_of
+from planner.transaction.edits import edits_of
 from planner.transaction.history import copy_patch
 from planner.transaction.ledger import (
     PLAN,
@@ -35,10 +32,13 @@ from planner.transaction.ledger import (
     write_record,
 )
 from planner.transaction.progress import Progress, Steps
-from planner.transaction.stage import exclusive, proven, publish, refuse_unsafe, stage_files, staged, swap_in
-from planner.transaction.state import measure
-from planner.transaction.types import Event, Ledger, Parent, Receipt, ReceiptTensor, State
-from planner.transaction.undo import write_undo
+from planner.transaction.proof import Undone, proven
+from planner.transaction.stage import exclusive, publish, refuse_unsafe, staged, swap_in
+from planner.transaction.state import files_of
+from planner.transaction.types import Event, Ledger, Parent, Receipt, State
+from planner.transaction.undo import UndoArrays, UndoData, UndoWriter
+from planner.transaction.work import Work
+from planner.transaction.writing import Written, fill_stage
 
 __all__ = ["apply_plan"]
 
@@ -52,10 +52,13 @@ def apply_plan(
     out: Path | None,
     policy: Policy,
     by: str,
+    folder: Path | None = None,
     allow_void: bool = False,
     progress: Progress | None = None,
 ) -> Receipt:
     """Apply the approved modifications of `plan` to the checkpoint in `model`, as one transaction.
+
+    `folder` is where relative paths in the plan begin; the current folder by default.
 
     With `out`, the result is a new folder and `model` is only read; else `model` itself changes, by one exchange of
     folders. Until that one step nothing has changed anywhere; afterwards everything has.
@@ -73,66 +76,71 @@ def apply_plan(
         checkpoint = open_checkpoint(model)
         ledger = None if out else read_ledger(model)
         told = Steps(progress, checkpoint.nbytes)
-        before = measure(checkpoint, progress=told.step("hashing"))
-        if before.fingerprint != plan.checkpoint.fingerprint:
-            raise StalePlan(
-                f"{model} is {before.fingerprint[:19]}; the plan was made for {plan.checkpoint.fingerprint[:19]}",
-                hint="propose a plan for the checkpoint as it is now: `planner propose`",
-            )
-        if ledger and ledger.current.fingerprint != before.fingerprint:
+        profile = _profile(plan, checkpoint, told)
+        if ledger and ledger.current.fingerprint != profile.fingerprint:
             raise LedgerDamaged(
                 f"{model} is not what its ledger says, so its earlier patches could not be taken back afterwards",
                 hint="`planner verify MODEL` names what differs; --out DIR begins a new history",
             )
         chosen = plan.model_copy(update={"modifications": modifications, "review": {}})
-        report = _accepted(chosen, checkpoint, before, policy, allow_void=allow_void)
-        changes = _changes(checkpoint, modifications, report)
-        fsio.require_space(final.parent, _bytes_needed(checkpoint, before, changes, in_place=out is None))
+        folder = folder or Path()
+        histograms = _histograms(profile)
+        report = check(chosen, checkpoint, profile, policy, folder=folder, allow_void=allow_void, histograms=histograms)
+        _refuse(report)
+        around = surroundings_of(checkpoint, folder, profile=profile, histograms=histograms)
+        work = Work(checkpoint, edits_of(modifications, around), report)
+        fsio.require_space(final.parent, _bytes_needed(checkpoint, work, in_place=out is None))
         with staged(final, like=model) as stage:
-            stage_files(
+            number = _carry_over(checkpoint.path, stage, ledger)
+            undo = UndoWriter(patch_folder(stage, number), checkpoint, work.codings)
+            written = fill_stage(
                 checkpoint,
                 stage,
-                {change.name: change.content for change in changes},
+                work.changes,
                 share=out is None,
+                keep_residual=undo.keep_residual,
                 progress=told.step("writing"),
             )
-            digests = {change.name: change.digest for change in changes}
-            after = proven(checkpoint, stage, before, digests, progress=told.step("verifying"))
-            receipt = _record(plan, modifications, checkpoint, stage, ledger, before, after, changes, by=by, out=out)
+            if written.before.fingerprint != plan.checkpoint.fingerprint:
+                raise _stale(model, written.before.fingerprint, plan)
+            arrays = undo.finish(work.coded(written), work.originals(written), work.replaced)
+            undone = Undone(
+                UndoData(patch_folder(stage, number)), work.originals(written), arrays.residuals, work.codings
+            )
+            after = proven(checkpoint, stage, written, undone=undone, progress=told.step("verifying"))
+            receipt = _record(plan, modifications, work, stage, ledger, number, written, after, arrays, by=by, out=out)
             (swap_in if out is None else publish)(stage, final)
     return receipt
 
 
-class _Change:
-    """What is done to one tensor; knows what it wrote once `content` has run through."""
+def _profile(plan: Plan, checkpoint: Checkpoint, told: Steps) -> Profile:
+    """The profile of the checkpoint that the plan is for. Raises `StalePlan` if this is another one.
 
-    def __init__(
-        self, checkpoint: Checkpoint, name: str, operations: Sequence[tuple[str, Operation]], relative: float | None
-    ) -> None:
-        self.name = name
-        self.modifications = tuple(modification for modification, _ in operations)
-        self.relative_change = relative
-        self.changed_elements = 0
-        self.digest = ""
-        self._checkpoint = checkpoint
-        self._operations = [operation for _, operation in operations]
+    A kept profile is found by the names and times of the files alone; what the weights really are is known when they
+    have been read, before the commit.
+    """
+    # apply writes nothing but what it was asked to
+    profile = profile_of(checkpoint, keep=False, progress=told.step("hashing"))
+    if profile.fingerprint != plan.checkpoint.fingerprint:  # it may be of other bytes; the disk decides
+        profile = profile_of(checkpoint, force=True, keep=False, progress=told.step("hashing"))
+    if profile.fingerprint != plan.checkpoint.fingerprint:
+        raise _stale(checkpoint.path, profile.fingerprint, plan)
+    return profile
 
-    def content(self) -> Iterator[bytes]:
-        """The new bytes of the tensor."""
-        tensor = self._checkpoint.tensors[self.name]
-        dtype = float_dtype(tensor.dtype)
-        assert dtype is not None, "check refuses a target whose dtype is not understood"
-        transform = fold(self._operations, dtype)
-        hasher = blake3()
-        self.changed_elements = 0
-        for chunk in self._checkpoint.chunks(tensor):
-            old = dtype.patterns(chunk)
-            new = transform(old)
-            self.changed_elements += int(np.count_nonzero(old != new))
-            written = new.tobytes()
-            hasher.update(written)
-            yield written
-        self.digest = "blake3:" + hasher.hexdigest()
+
+def _histograms(profile: Profile) -> Histograms | None:
+    """Those kept with the profile; a cache that may not be read costs time, never the result."""
+    try:
+        return histograms_of(profile)
+    except OSError:
+        return None
+
+
+def _stale(model: Path, found: str, plan: Plan) -> StalePlan:
+    return StalePlan(
+        f"{model} is {found[:19]}; the plan was made for {plan.checkpoint.fingerprint[:19]}",
+        hint="propose a plan for the checkpoint as it is now: `planner propose`",
+    )
 
 
 def _refuse_unusable(out: Path | None, model: Path) -> None:
@@ -146,11 +154,8 @@ def _refuse_unusable(out: Path | None, model: Path) -> None:
     fsio.require_folder_of(out)
 
 
-def _accepted(plan: Plan, checkpoint: Checkpoint, before: State, policy: Policy, *, allow_void: bool) -> CheckReport:
-    profile = profile_of(checkpoint, keep=False)  # apply writes nothing but what it was asked to
-    if profile.fingerprint != before.fingerprint:  # the kept profile is of other bytes; the disk decides
-        profile = profile_of(checkpoint, force=True, keep=False)
-    report = check(plan, checkpoint, profile, policy, allow_void=allow_void)
+def _refuse(report: CheckReport) -> None:
+    """Raise `PlanRefused`, or `VoidModification`, if the check found a problem."""
     if report.problems:
         only_void = all(problem.code == "void-modification" for problem in report.problems)
         refused = VoidModification if only_void else PlanRefused
@@ -160,48 +165,50 @@ def _accepted(plan: Plan, checkpoint: Checkpoint, before: State, policy: Policy,
             hint="see them all with their previews: `planner check PLAN --model MODEL`",
             problems=tuple(str(problem) for problem in report.problems),
         )
-    return report
 
 
-def _changes(checkpoint: Checkpoint, modifications: Sequence[Modification], report: CheckReport) -> list[_Change]:
-    """One change a tensor, leaving out those whose bits stay."""
-    outcomes = {tensor.name: tensor for tensor in report.tensors}
-    return [
-        _Change(checkpoint, name, operations, outcomes[name].relative_change)
-        for name, operations in operations_by_tensor(modifications, checkpoint).items()
-        if outcomes[name].changed_elements
-    ]
-
-
-def _bytes_needed(checkpoint: Checkpoint, before: State, changes: Sequence[_Change], *, in_place: bool) -> int:
-    rewritten = {checkpoint.tensors[change.name].shard for change in changes}
-    copied = sum(state.size for name, state in before.files.items() if not in_place or name in rewritten)
-    undo = sum(checkpoint.tensors[change.name].nbytes for change in changes)
+def _bytes_needed(checkpoint: Checkpoint, work: Work, *, in_place: bool) -> int:
+    """An upper bound: a coded tensor takes far less than its bytes, but how much is known only afterwards."""
+    changes = work.changes
+    rewritten = {checkpoint.tensors[name].shard for name in changes.tensors} | set(changes.added)
+    copied = 0
+    for name in files_of(checkpoint.path):
+        if not in_place or name in rewritten or name in changes.files:
+            with fsio.storage_errors(checkpoint.path / name):
+                copied += (checkpoint.path / name).stat().st_size
+    copied += sum(added.nbytes for those in changes.added.values() for added in those)
+    undo = sum(checkpoint.tensors[name].nbytes for name in changes.tensors)
     return int((copied + undo) * _HEADROOM) + 2**20
+
+
+def _carry_over(model: Path, stage: Path, ledger: Ledger | None) -> int:
+    """Take the records of earlier patches over into the stage, and make a folder for this one; returns its number."""
+    for event in ledger.events if ledger else ():
+        if event.kind == "applied":
+            copy_patch(model, stage, event.patch)
+    number = 1 + max((event.patch for event in ledger.events), default=0) if ledger else 1
+    fsio.ensure_folder(patch_folder(stage, number))
+    return number
 
 
 def _record(
     plan: Plan,
     modifications: Sequence[Modification],
-    checkpoint: Checkpoint,
+    work: Work,
     stage: Path,
     ledger: Ledger | None,
-    before: State,
+    number: int,
+    written: Written,
     after: State,
-    changes: Sequence[_Change],
+    arrays: UndoArrays,
     *,
     by: str,
     out: Path | None,
 ) -> Receipt:
-    """Write undo data, plan, receipt and ledger into the stage."""
-    for event in ledger.events if ledger else ():
-        if event.kind == "applied":
-            copy_patch(checkpoint.path, stage, event.patch)
-    number = 1 + max((event.patch for event in ledger.events), default=0) if ledger else 1
-    folder = patch_folder(stage, number)
-    fsio.ensure_folder(folder)
+    """Write plan, receipt and ledger into the stage."""
+    checkpoint, before, folder = work.checkpoint, written.before, patch_folder(stage, number)
     content = write_plan(plan)
-    undo_bytes = write_undo(folder, checkpoint, [change.name for change in changes], before.tensors)
+    tensors = work.receipts(written, arrays)
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     receipt = Receipt(
         patch=number,
@@ -216,20 +223,9 @@ def _record(
         fingerprint_after=after.fingerprint,
         modifications=tuple(modification.id for modification in modifications),
         rejected=tuple(name for name, decision in plan.review.items() if decision.decision == "rejected"),
-        tensors=tuple(
-            ReceiptTensor(
-                name=change.name,
-                shard=checkpoint.tensors[change.name].shard,
-                modifications=change.modifications,
-                before=before.tensors[change.name],
-                after=change.digest,
-                elements=checkpoint.tensors[change.name].elements,
-                changed_elements=change.changed_elements,
-                relative_change=change.relative_change,
-            )
-            for change in changes
-        ),
-        undo_bytes=undo_bytes,
+        tensors=tensors,
+        files=work.file_receipts(arrays),
+        undo_bytes=arrays.nbytes,
     )
     write_record(folder / PLAN, content)
     write_record(folder / RECEIPT, receipt.model_dump_json(indent=2).encode() + b"\n")
@@ -243,8 +239,8 @@ def _record(
         plan_digest=receipt.plan_digest,
         goal=plan.goal,
         modifications=len(modifications),
-        changed_tensors=len(changes),
-        changed_elements=sum(change.changed_elements for change in changes),
+        changed_tensors=len(tensors),
+        changed_elements=sum(tensor.changed_elements for tensor in tensors),
     )
     parent = Parent(name=checkpoint.name, fingerprint=before.fingerprint) if out else None
     base = ledger or Ledger(serial=0, parent=parent, original=before, current=before, in_force=(), events=())

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from planner import fsio
 from planner.checkpoint import digest_file
-from planner.transaction.ledger import UNDO, patch_folder
+from planner.transaction.ledger import patch_folder
+from planner.transaction.undo import undo_files
 
 __all__ = ["copy_patch"]
 
@@ -15,8 +16,10 @@ def copy_patch(folder: Path, stage: Path, number: int, *, undone: bool = False) 
     """Take the record of one patch over into the stage; without its undo data once it is undone."""
     target = patch_folder(stage, number)
     fsio.ensure_folder(target)
-    for path in sorted(patch_folder(folder, number).iterdir()):
-        if not (undone and path.name == UNDO):
+    source = patch_folder(folder, number)
+    left = undo_files(source) if undone else []
+    for path in sorted(source.iterdir()):
+        if path not in left:
             fsio.link_or_copy_file(path, target / path.name)
             with fsio.storage_errors(path):
                 same = path.samefile(target / path.name) or digest_file(path) == digest_file(target / path.name)

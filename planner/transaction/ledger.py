@@ -3,7 +3,8 @@
     .planner/ledger.json                        history, and what every file must be now
     .planner/patches/0001/plan.json             the plan as it was reviewed
     .planner/patches/0001/receipt.json          what it did
-    .planner/patches/0001/undo.safetensors      the bytes it destroyed; removed once it is reverted
+    .planner/patches/0001/undo.safetensors      what it destroyed, and more such files beside it (`undo`);
+                                                removed once it is reverted
 
 It is staged together with the weights, so one switch of names commits both.
 """

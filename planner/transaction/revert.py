@@ -6,15 +6,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from planner import fsio
-from planner.checkpoint import open_checkpoint
+from planner.checkpoint import Checkpoint, open_checkpoint
 from planner.errors import LedgerDamaged, NothingToRevert, StorageError
 from planner.transaction.history import copy_patch
-from planner.transaction.ledger import encode_ledger, ledger_path, patch_folder, read_ledger, write_record
+from planner.transaction.ledger import encode_ledger, ledger_path, read_ledger, write_record
 from planner.transaction.progress import Progress, Steps
-from planner.transaction.stage import Content, exclusive, proven, refuse_unsafe, stage_files, staged, swap_in
+from planner.transaction.proof import proven
+from planner.transaction.stage import exclusive, refuse_unsafe, staged, swap_in
 from planner.transaction.state import measure
 from planner.transaction.types import Event, Ledger, State
-from planner.transaction.undo import undo_contents
+from planner.transaction.way_back import changes_back
+from planner.transaction.writing import Changes, fill_stage
 
 __all__ = ["revert"]
 
@@ -31,19 +33,16 @@ def revert(model: Path, *, to: int | None = None, by: str, progress: Progress | 
         keep = _kept(ledger, to)
         checkpoint = open_checkpoint(model)
         told = Steps(progress, checkpoint.nbytes)
-        before = measure(checkpoint, progress=told.step("hashing"))
-        _refuse_damaged(model, ledger, before)
-        contents = _oldest_contents(model, ledger.in_force[keep:])
-        if unknown := [name for name in contents if name not in checkpoint.tensors]:
-            raise LedgerDamaged(
-                f"the undo data is of tensors that are not here: {', '.join(unknown[:5])}",
-                hint="restore the ledger from a backup",
-            )
-        rewritten = {checkpoint.tensors[name].shard for name in contents}
-        fsio.require_space(model.parent, sum(before.files[name].size for name in rewritten) + 2**20)
+        changes = changes_back(checkpoint, ledger.in_force[keep:])
+        fsio.require_space(model.parent, _bytes_needed(checkpoint, changes))
         with staged(model, like=model) as stage:
-            stage_files(checkpoint, stage, contents, share=True, progress=told.step("writing"))
-            after = proven(checkpoint, stage, before, dict.fromkeys(contents), progress=told.step("verifying"))
+            try:
+                written = fill_stage(checkpoint, stage, changes, share=True, progress=told.step("writing"))
+            except LedgerDamaged:
+                _refuse_damaged(model, ledger, measure(checkpoint))  # the better reason, if it is one
+                raise
+            _refuse_damaged(model, ledger, written.before)
+            after = proven(checkpoint, stage, written, progress=told.step("verifying"))
             updated = _updated(ledger, keep, after, by)
             for event in ledger.events:
                 if event.kind == "applied":
@@ -84,12 +83,13 @@ def _refuse_damaged(model: Path, ledger: Ledger, found: State) -> None:
         )
 
 
-def _oldest_contents(model: Path, patches: tuple[int, ...]) -> dict[str, Content]:
-    """For every tensor that `patches` (oldest first) changed, its bytes before the first of them."""
-    contents: dict[str, Content] = {}
-    for number in patches:
-        contents = undo_contents(patch_folder(model, number)) | contents
-    return contents
+def _bytes_needed(checkpoint: Checkpoint, changes: Changes) -> int:
+    rewritten = {checkpoint.tensors[name].shard for name in changes.tensors} | set(changes.headers)
+    needed = 0
+    for name in rewritten:
+        with fsio.storage_errors(checkpoint.path / name):
+            needed += (checkpoint.path / name).stat().st_size
+    return needed + 2**20
 
 
 def _updated(ledger: Ledger, keep: int, after: State, by: str) -> Ledger:

@@ -8,32 +8,16 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from planner import fsio
-from planner.checkpoint import Checkpoint, in_hub_cache, open_checkpoint
-from planner.errors import CheckpointError, ReadOnly, StorageError, UnsafeInPlace
-from planner.transaction.state import files_of, folders_of, measure
-from planner.transaction.types import State
+from planner.checkpoint import in_hub_cache
+from planner.errors import ReadOnly, StorageError, UnsafeInPlace
+from planner.transaction.state import files_of, folders_of
 
-__all__ = [
-    "Content",
-    "exclusive",
-    "leftovers",
-    "proven",
-    "publish",
-    "refuse_unsafe",
-    "stage_files",
-    "staged",
-    "swap_in",
-]
-
-Content = Callable[[], Iterator[bytes]]
-"""Gives the new bytes of one tensor, chunk by chunk."""
-
-Progress = Callable[[int], None]
+__all__ = ["exclusive", "leftovers", "publish", "refuse_unsafe", "staged", "swap_in"]
 
 
 @contextmanager
@@ -68,67 +52,6 @@ def staged(final: Path, *, like: Path) -> Iterator[Path]:
             except KeyboardInterrupt:
                 fsio.remove_tree(stage)
                 raise
-
-
-def stage_files(
-    checkpoint: Checkpoint,
-    stage: Path,
-    contents: Mapping[str, Content],
-    *,
-    share: bool,
-    progress: Progress | None = None,
-) -> None:
-    """Fill the stage: shards with new `contents` for some tensors are written, every other file is taken over as it is.
-
-    With `share`, an unchanged file may be the same file under a second name (for an in-place switch, where the old
-    name goes away). Headers are copied as bytes, so order, metadata and padding stay. `progress` is told bytes.
-    """
-    changed = {checkpoint.tensors[name].shard for name in contents}
-    for name in folders_of(checkpoint.path):
-        fsio.make_folder(stage / name, like=checkpoint.path / name)
-    for name in files_of(checkpoint.path):
-        source, target = checkpoint.path / name, stage / name
-        if name in changed:
-            fsio.create_file(target, _shard_bytes(checkpoint, name, contents, progress), like=source)
-        else:
-            (fsio.link_or_copy_file if share else fsio.copy_file)(source, target)
-            if progress:
-                progress(target.stat().st_size)
-
-
-def proven(
-    checkpoint: Checkpoint,
-    stage: Path,
-    before: State,
-    changed: Mapping[str, str | None],
-    *,
-    progress: Progress | None = None,
-) -> State:
-    """The state of the filled stage, read back from the disk: what was meant to change, and nothing else.
-
-    `changed` maps each rewritten tensor to the digest it must have now, or to None where the caller compares. Raises
-    `StorageError`.
-    """
-    try:
-        written = open_checkpoint(stage)
-        after = measure(written, progress=progress)
-    except CheckpointError as error:
-        raise fsio.not_as_written(error.message) from None
-    wanted = before.tensors | {name: digest or after.tensors.get(name, "") for name, digest in changed.items()}
-    wrong = [name for name in wanted if after.tensors.get(name) != wanted[name]]
-    rewritten = {checkpoint.tensors[name].shard for name in changed}
-    for name in sorted(before.files.keys() | after.files.keys()):
-        old, new = before.files.get(name), after.files.get(name)
-        if name in rewritten and old and new:
-            same = (old.size, old.mode) == (new.size, new.mode)
-            same = same and checkpoint.header_bytes(name) == written.header_bytes(name)
-        else:
-            same = old == new
-        if not same:
-            wrong.append(name)
-    if wrong:
-        raise fsio.not_as_written(", ".join(wrong[:5]))
-    return after
 
 
 def swap_in(stage: Path, final: Path) -> None:
@@ -172,18 +95,6 @@ def refuse_unsafe(path: Path) -> None:
 def _fsync_folders(stage: Path) -> None:
     for root, _, _ in os.walk(stage, topdown=False):
         fsio.fsync_folder(Path(root))
-
-
-def _shard_bytes(
-    checkpoint: Checkpoint, name: str, contents: Mapping[str, Content], progress: Progress | None
-) -> Iterator[bytes]:
-    yield checkpoint.header_bytes(name)
-    for entry in checkpoint.header(name).entries:
-        content = contents.get(entry.name)
-        for chunk in content() if content else checkpoint.chunks(checkpoint.tensors[entry.name]):
-            yield chunk
-            if progress:
-                progress(len(chunk))
 
 
 def _literal(name: str) -> str:

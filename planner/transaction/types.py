@@ -8,7 +8,18 @@ from pydantic import Field
 
 from planner.records import Record
 
-__all__ = ["Event", "FileState", "Ledger", "Parent", "Receipt", "ReceiptTensor", "State", "Verification"]
+__all__ = [
+    "Event",
+    "FileState",
+    "Ledger",
+    "Parent",
+    "Receipt",
+    "ReceiptFile",
+    "ReceiptTensor",
+    "Residual",
+    "State",
+    "Verification",
+]
 
 
 class FileState(Record):
@@ -88,6 +99,15 @@ class Ledger(Record):
     """What happened, oldest first."""
 
 
+class Residual(Record):
+    """How the old bytes of a tensor are got back from the new ones."""
+
+    table: str
+    """The array of the undo data that has the new pattern of every old one."""
+    arrays: tuple[str, ...]
+    """The arrays that say, one after the other, which old pattern each element was, where several became the same."""
+
+
 class ReceiptTensor(Record):
     """What a patch did to one tensor."""
 
@@ -97,8 +117,8 @@ class ReceiptTensor(Record):
     """The file it is in."""
     modifications: tuple[str, ...]
     """Ids of the modifications folded into the change."""
-    before: str
-    """Digest of its bytes before."""
+    before: str | None
+    """Digest of its bytes before; null for a tensor that the patch added."""
     after: str
     """Digest of its bytes after."""
     elements: int
@@ -107,6 +127,23 @@ class ReceiptTensor(Record):
     """How many of them are stored with other bits now."""
     relative_change: float | None
     """‖ΔW‖F / ‖W‖F as stored."""
+    undo: Residual | None = None
+    """How its old bytes are got back; null where the undo data hold them under its name, or there were none."""
+
+
+class ReceiptFile(Record):
+    """What a patch did to a file beside the bytes of tensors."""
+
+    name: str
+    """The file."""
+    part: Literal["file", "header"]
+    """header: of a shard, its length included; file: all of it."""
+    before: str | None
+    """Digest of these bytes before; null for a file that was not there."""
+    after: str
+    """Digest of them after."""
+    undo: str | None
+    """The array of the undo data that has the bytes before; null where there were none."""
 
 
 class Receipt(Record):
@@ -139,7 +176,9 @@ class Receipt(Record):
     rejected: tuple[str, ...]
     """Ids of the modifications that the reviewer rejected."""
     tensors: tuple[ReceiptTensor, ...]
-    """Every tensor whose bits changed."""
+    """Every tensor whose bits changed, or that is new."""
+    files: tuple[ReceiptFile, ...] = ()
+    """Every header, index and configuration that changed."""
     undo_bytes: int
     """Size of the undo data."""
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from planner.checkpoint import open_checkpoint
 from planner.dtypes import FLOATS
 from planner.effects import Difference, TensorDifference, compare
-from planner.operations import Clamp, Operation, Scale, Shift, Zero, fold
+from planner.operations import Clamp, Operation, Scale, Shift, Zero, pointwise
 
 Tensors = dict[str, tuple[str, np.ndarray[Any, Any]]]
 
@@ -33,10 +33,10 @@ def _difference(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], dtype: str) ->
 
 def _explained(operation: Operation, dtype: str, *, elements: int = 4000, std: float = 0.05) -> Operation | None:
     a = random_tensor((elements,), dtype=dtype, seed=5, std=std)
-    b = fold([operation], FLOATS[dtype])(a)
+    b = pointwise([operation], FLOATS[dtype])(a)
     explanation = _difference(a, b, dtype).explanation
     if explanation is not None:  # never a guess
-        assert np.array_equal(fold([explanation], FLOATS[dtype])(a), b)
+        assert np.array_equal(pointwise([explanation], FLOATS[dtype])(a), b)
     return explanation
 
 
@@ -103,7 +103,7 @@ def test_a_change_that_no_operation_makes_is_not_explained() -> None:
 @pytest.mark.parametrize("place", [0, 500, -1])
 def test_a_scale_with_one_bit_off_is_not_explained(place: int) -> None:
     a = random_tensor((1000,))
-    b = fold([Scale(factor=1.5)], FLOATS["BF16"])(a).copy()
+    b = pointwise([Scale(factor=1.5)], FLOATS["BF16"])(a).copy()
     b[place] ^= 1
     assert _difference(a, b, "BF16").explanation is None
 
@@ -150,7 +150,7 @@ def test_only_names_that_differ_are_a_difference(tmp_path: Path) -> None:
 def test_numbers_that_are_not_finite_do_not_disturb(tmp_path: Path) -> None:
     a = random_tensor((1000,)).copy()
     a[:4] = [0x7FC0, 0x7F80, 0xFF80, 0x7F81]  # NaN, infinities, a signalling NaN
-    b = fold([Scale(factor=1.25)], FLOATS["BF16"])(a)
+    b = pointwise([Scale(factor=1.25)], FLOATS["BF16"])(a)
     found = _difference(a, b, "BF16")
     assert found.explanation == Scale(factor=1.25)
     assert found.changed_elements == 996
@@ -191,4 +191,4 @@ def test_a_difference_in_a_later_chunk_is_found(tmp_path: Path, monkeypatch: pyt
     b = a.copy()
     b[-1] ^= 1
     assert _difference(a, b, "BF16").changed_elements == 1
-    assert _difference(a, fold([Scale(factor=0.5)], FLOATS["BF16"])(a), "BF16").explanation == Scale(factor=0.5)
+    assert _difference(a, pointwise([Scale(factor=0.5)], FLOATS["BF16"])(a), "BF16").explanation == Scale(factor=0.5)

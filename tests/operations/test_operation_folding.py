@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from planner.dtypes import FLOATS
-from planner.operations import Clamp, Operation, Scale, Shift, Zero, fold
-from planner.operations.base import Values
+from planner.operations import Clamp, Operation, Scale, Shift, Zero, pointwise
+from planner.operations.base import ANYWHERE, Place, Values
 
 TORCH = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 SIGNED = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -59,7 +59,7 @@ def by_torch(function: InTorch, name: str) -> Array:
 
 def assert_as_torch(operations: Sequence[Operation], function: InTorch, name: str) -> None:
     dtype, before = FLOATS[name], PATTERNS[name]
-    ours, theirs = fold(operations, dtype)(before), by_torch(function, name)
+    ours, theirs = pointwise(operations, dtype)(before), by_torch(function, name)
     were, are, there = (np.isnan(dtype.decode(patterns)) for patterns in (before, ours, theirs))
     assert np.array_equal(are, there)
     assert np.array_equal(ours[~are], theirs[~are])  # byte for byte, the sign of zero included
@@ -100,7 +100,7 @@ def test_clamp_is_what_torch_computes(name: str, bounds: tuple[float | None, flo
 
 @NAMES
 def test_zero_is_plus_zero_everywhere_even_where_there_was_no_number(name: str) -> None:
-    after = fold([Zero()], FLOATS[name])(PATTERNS[name])
+    after = pointwise([Zero()], FLOATS[name])(PATTERNS[name])
     assert not after.any()
 
 
@@ -126,21 +126,21 @@ def test_rounding_after_each_step_would_give_other_weights(name: str) -> None:
     dtype, up, down = FLOATS[name], Scale(factor=1.0005), Scale(factor=1 / 1.0005)
     before = dtype.encode(np.array([1.0, 1.5, 0.05], dtype=np.float32))
     steps = [Scale(factor=1.001)] * 8  # each alone is lost in rounding, together they are not
-    once = fold(steps, dtype)(before)
+    once = pointwise(steps, dtype)(before)
     one_by_one = before
     for step in steps:
-        one_by_one = fold([step], dtype)(one_by_one)
+        one_by_one = pointwise([step], dtype)(one_by_one)
     theirs = torch.frombuffer(bytearray(before.tobytes()), dtype=TORCH[name]).float()
     for _ in steps:
         theirs = theirs * 1.001
     assert np.array_equal(once, theirs.to(TORCH[name]).view(torch.int16).numpy().view("<u2"))
     assert not np.array_equal(once, one_by_one)
-    assert np.array_equal(fold([up, down], dtype)(before), before)
+    assert np.array_equal(pointwise([up, down], dtype)(before), before)
 
 
 @NAMES
 def test_no_operation_at_all_changes_no_bit(name: str) -> None:
-    assert np.array_equal(fold([], FLOATS[name])(PATTERNS[name]), PATTERNS[name])
+    assert np.array_equal(pointwise([], FLOATS[name])(PATTERNS[name]), PATTERNS[name])
 
 
 @NAMES
@@ -150,21 +150,21 @@ def test_no_operation_at_all_changes_no_bit(name: str) -> None:
 def test_an_operation_that_moves_no_value_changes_no_bit(name: str, operation: Operation) -> None:
     values = FLOATS[name].decode(PATTERNS[name])
     kept = PATTERNS[name][~(np.abs(values) > 1e38)]
-    assert np.array_equal(fold([operation], FLOATS[name])(kept), kept)
+    assert np.array_equal(pointwise([operation], FLOATS[name])(kept), kept)
 
 
 @NAMES
 @pytest.mark.parametrize("operation", [Clamp(maximum=0), Clamp(minimum=0)], ids=repr)
 def test_a_bound_of_zero_keeps_the_sign_of_zero(name: str, operation: Operation) -> None:
     zeros = FLOATS[name].encode(np.array([0.0, -0.0], dtype=FLOATS[name].working))
-    assert np.array_equal(fold([operation], FLOATS[name])(zeros), zeros)
+    assert np.array_equal(pointwise([operation], FLOATS[name])(zeros), zeros)
 
 
 @NAMES
 def test_clamp_brings_infinities_in(name: str) -> None:
     dtype = FLOATS[name]
     before = dtype.encode(np.array([np.inf, -np.inf, np.nan, 0.5], dtype=dtype.working))
-    after = dtype.decode(fold([Clamp(minimum=-2, maximum=2)], dtype)(before))
+    after = dtype.decode(pointwise([Clamp(minimum=-2, maximum=2)], dtype)(before))
     assert after[[0, 1, 3]].tolist() == [2, -2, 0.5]
     assert np.isnan(after[2])
 
@@ -175,7 +175,7 @@ def test_every_payload_of_nan_outlives_arithmetic(name: str) -> None:
     nan = PATTERNS[name][np.isnan(dtype.decode(PATTERNS[name]))]
     assert len(nan) > 1
     steps = [Scale(factor=-2), Shift(offset=1), Clamp(minimum=-1, maximum=1)]
-    assert np.array_equal(fold(steps, dtype)(nan), nan)
+    assert np.array_equal(pointwise(steps, dtype)(nan), nan)
 
 
 @NAMES
@@ -183,10 +183,10 @@ def test_shape_is_kept_and_the_input_is_left(name: str) -> None:
     dtype = FLOATS[name]
     before = PATTERNS[name][:24].reshape(2, 3, 4)
     copy = before.copy()
-    after = fold([Scale(factor=2)], dtype)(before)
+    after = pointwise([Scale(factor=2)], dtype)(before)
     assert after.shape == before.shape
     assert np.array_equal(before, copy)
-    assert fold([Scale(factor=2)], dtype)(before[:0]).shape == (0, 3, 4)
+    assert pointwise([Scale(factor=2)], dtype)(before[:0]).shape == (0, 3, 4)
 
 
 def test_what_looks_at_other_elements_does_not_fold() -> None:
@@ -196,8 +196,8 @@ def test_what_looks_at_other_elements_does_not_fold() -> None:
         POINTWISE: ClassVar[bool] = False
         kind: Literal["centre"] = "centre"
 
-        def apply(self, values: Values) -> Values:
+        def apply(self, values: Values, place: Place = ANYWHERE) -> Values:
             return values - values.mean()
 
     with pytest.raises(ValueError, match="pointwise"):
-        fold([Scale(factor=2), Centre()], FLOATS["BF16"])
+        pointwise([Scale(factor=2), Centre()], FLOATS["BF16"])

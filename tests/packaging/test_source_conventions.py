@@ -142,7 +142,9 @@ def test_a_module_says_what_it_is_and_what_it_offers(path):
 
 def test_every_verb_is_a_module_with_one_command_and_a_short_help():
     verbs = {
-        path.stem for path in (PACKAGE / "cli").glob("*.py") if "\ndef command(" in path.read_text(encoding="utf-8")
+        path.stem.replace("_", "-")
+        for path in (PACKAGE / "cli").glob("*.py")
+        if "\ndef command(" in path.read_text(encoding="utf-8")
     }
     registered = {command.name: command for command in entry.app.registered_commands}
     assert verbs == registered.keys()

@@ -97,7 +97,7 @@ FIRST = ("modifications", 0)
         (_set(*FIRST, "operation", "factor", to=[1]), "m01: modifications[0].operation.factor: Input should be"),
         (_drop(*FIRST, "operation", "factor"), "m01: modifications[0].operation.factor: Field required (add the field"),
         (_set(*FIRST, "operation", "kind", to="explode"), "modifications[0].operation: Input tag 'explode'"),
-        (_set(*FIRST, "operation", "kind", to="explode"), "(operations: scale, shift, clamp, zero)"),
+        (_set(*FIRST, "operation", "kind", to="explode"), "(operations: scale, shift, clamp, zero"),
         (_drop(*FIRST, "operation", "kind"), "modifications[0].operation: Unable to extract tag"),
         (_set(*FIRST, "operation", "bias", to=1), "modifications[0].operation.bias: Extra inputs are not permitted"),
         (_set(*FIRST, "operation", to={"kind": "clamp"}), "clamp needs a minimum, a maximum or both"),
@@ -117,7 +117,34 @@ FIRST = ("modifications", 0)
         (_set(*FIRST, "target", to={"tensors": []}), "modifications[0].target: Value error, a target names"),
         (
             _set(*FIRST, "target", "elements", to={"kind": "rows"}),
-            "modifications[0].target.elements.kind: Input should",
+            "modifications[0].target.elements.indices: Field required",
+        ),
+        (
+            _set(*FIRST, "target", "elements", to={"kind": "heads", "heads": "0", "part": "gate"}),
+            "modifications[0].target.elements.part: Input should be 'query'",
+        ),
+        (
+            _set(*FIRST, "target", "elements", to={"kind": "heads", "heads": "0-x"}),
+            "modifications[0].target.elements.heads: Value error, '0-x' is not",
+        ),
+        (
+            _set(*FIRST, "target", "elements", to={"kind": "top", "share": 0.1}),
+            "modifications[0].target.elements: the kind is one of all, rows, columns, heads, tokens",
+        ),
+        (
+            _set(*FIRST, "target", "elements", to={"kind": "top", "share": 0.1}),
+            "magnitude_quantile (above 0.9: farthest from zero) or signed_quantile",
+        ),
+        (_set(*FIRST, "target", "elements", to={"kind": ["all"]}), "modifications[0].target.elements: the kind is one"),
+        (_set(*FIRST, "target", "elements", to={}), "modifications[0].target.elements: the kind is one of all"),
+        (_set(*FIRST, "target", "elements", to="all"), "modifications[0].target.elements: "),
+        (
+            _set(*FIRST, "target", "elements", to={"kind": "tokens", "ids": ["7"]}),
+            "modifications[0].target.elements.ids[0]: Input should be a valid integer",
+        ),
+        (
+            _set(*FIRST, "target", "elements", to={"kind": "all", "indices": "0"}),
+            "modifications[0].target.elements.indices: Extra inputs are not permitted",
         ),
         (_set(*FIRST, "target", "layers", to="3-1"), "modifications[0].target.layers: Value error, the range 3-1 runs"),
         (_set(*FIRST, "target", "layers", to=3), "modifications[0].target.layers: Input should be a valid string"),
@@ -206,6 +233,7 @@ def test_something_else_than_a_plan_says_what_it_is(schema: Any) -> None:
 
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+_INTEGER = st.integers(0, 2**31 - 1)
 _NUMBER = st.floats(allow_nan=False, allow_infinity=False)
 _OPERATION = st.one_of(
     st.builds(lambda x: {"kind": "scale", "factor": x}, _NUMBER),
@@ -213,9 +241,21 @@ _OPERATION = st.one_of(
     st.builds(lambda x: {"kind": "clamp", "minimum": None, "maximum": x}, _NUMBER),
     st.just({"kind": "zero"}),
 )
+_SHARE = st.floats(0.001, 0.999)
+_ELEMENTS = st.one_of(
+    st.just({"kind": "all"}),
+    st.builds(lambda x: {"kind": "rows", "indices": x}, st.sampled_from(["0", "0-3,7", "5-99999"])),
+    st.builds(lambda x: {"kind": "columns", "indices": x}, st.sampled_from(["0", "0-3,7"])),
+    st.builds(lambda x: {"kind": "heads", "heads": "0,3", "part": x}, st.sampled_from([None, "query", "output"])),
+    st.builds(lambda x, y: {"kind": "tokens", "texts": x, "ids": y}, st.lists(_TEXT, min_size=1), st.lists(_INTEGER)),
+    st.builds(lambda x: {"kind": "magnitude_quantile", "above": x}, _SHARE),
+    st.builds(lambda x: {"kind": "signed_quantile", "below": x}, _SHARE),
+    st.builds(lambda x: {"kind": "value_range", "minimum": x}, _NUMBER),
+)
 _TARGET = st.one_of(
     st.builds(lambda x: {"tensors": x}, st.lists(_TEXT.filter(lambda x: not {"{", "}"} & set(x)), min_size=1)),
     st.builds(lambda x, y: {"roles": x, "layers": f"{y}-{y + 3}"}, st.lists(_TEXT, min_size=1), st.integers(0, 99)),
+    st.builds(lambda x: {"layers": "1", "elements": x}, _ELEMENTS),
 )
 _MODIFICATION = st.fixed_dictionaries(
     {

@@ -125,7 +125,7 @@ def test_a_name_that_looks_like_a_pattern_means_itself() -> None:
         ({"tensors": ["a{0-99999}{0-99999}"]}, "more than 100,000 names"),
         ({"tensors": ["a{0-60000}", "b{0-60000}"]}, "more than 100,000 names"),
         ({"tensors": ["a" * 2000]}, "at most 1,024 are read"),
-        ({"elements": {"kind": "some"}, "layers": "1"}, "all"),
+        ({"elements": {"kind": "some"}, "layers": "1"}, "the kind is one of all"),
     ],
 )
 def test_targets_that_make_no_sense_are_refused(target: dict[str, object], said: str) -> None:

@@ -24,7 +24,7 @@ from planner.transaction import apply_plan, read_ledger, revert, verify
 torch = pytest.importorskip("torch")
 
 TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-ANY = Policy(largest_relative_change=1e30)
+ANY = Policy(largest_relative_change=1e30, largest_total_change=1e30)
 
 
 def _as_torch(raw: np.ndarray[Any, Any], dtype: str) -> Any:

@@ -108,7 +108,7 @@ def test_receipt_and_ledger_say_what_is_on_the_disk(model: Path, tmp_path: Path,
         plan,
         model,
         out=None if in_place else tmp_path / "out",
-        policy=Policy(largest_relative_change=9),
+        policy=Policy(largest_relative_change=9, largest_total_change=9),
         by="tester",
     )
     result = Path(receipt.path)

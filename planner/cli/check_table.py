@@ -1,0 +1,145 @@
+"""What `planner check` shows to people: the most consequential modifications first, then why each has its effect."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from planner.cli.console import Screen
+    from planner.effects import CheckedModification, CheckedTensor, CheckReport
+    from planner.plan import Plan, Policy
+
+__all__ = ["describe", "show_report"]
+
+_RANK = (
+    *("effective", "loader_dependent", "unknown", "rescales_logits", "shifts_logits"),
+    *("invariant", "ignored", "void"),
+)
+"""Effects, the most consequential first."""
+_IDLE = {"invariant": "INVARIANT", "ignored": "IGNORED", "void": "VOID"}
+"""Those that change nothing of what the model computes, in the letters that say so."""
+_MOST_TENSORS = 6
+_MOST_IDS = 8
+_LAYER = re.compile(r"layer \d+")
+_NUMBER = re.compile(r"(?<=[a-z]\.)\d+(?=\.[a-z])")
+
+
+def show_report(plan: Plan, report: CheckReport, screen: Screen, *, every: bool = False) -> None:
+    """The previews and effects as a table, the reasons, every problem. `every` lists every tensor."""
+    stale = any(problem.code == "stale-plan" for problem in report.problems)
+    if report.modifications and not stale:  # what the plan would do to another checkpoint is of no interest
+        headings = ("modification, tensor", "effect", "changed", "|dW|/|W|", "scale", "max|w|")
+        screen.table(headings, list(_rows(plan, report, every)), left=2, spare=("max|w|", "scale"))
+        _show_reasons(report, screen)
+        _show_whole(report, screen)
+    for warning in report.warnings:
+        screen.show(f"warning: {warning}")
+    for problem in report.problems:
+        screen.show(f"{problem.modification or 'plan'}: [{problem.code}] {problem.message}")
+        screen.show(f"    {problem.hint}")
+    screen.show(f"limits: {_limits(report.policy)}")
+    count = len(report.problems)
+    screen.show("accepted" if report.accepted else f"refused: {count} problem{'s' if count > 1 else ''}")
+
+
+def _rows(plan: Plan, report: CheckReport, every: bool) -> Iterator[tuple[str, ...]]:
+    operations = {modification.id: modification.operation for modification in plan.modifications}
+    for checked in sorted(report.modifications, key=_weight):
+        said = describe(operations[checked.id].model_dump())
+        if len(checked.tensors) == 1:
+            tensor = checked.tensors[0]
+            yield (f"{checked.id}  {said}  {tensor.name}", *_figures(tensor, checked.effect))
+            continue
+        count = len(checked.tensors)
+        yield (f"{checked.id}  {said}  {count:,} tensors", _IDLE.get(checked.effect, checked.effect), *[""] * 4)
+        shown = checked.tensors if every or count <= _MOST_TENSORS + 1 else checked.tensors[:_MOST_TENSORS]
+        for tensor in shown:
+            yield (f"  {tensor.name}", *_figures(tensor, tensor.effect))
+        if len(shown) < count:
+            yield (f"  ... and {count - len(shown):,} more (--all lists them)", *[""] * 5)
+
+
+def _weight(checked: CheckedModification) -> tuple[int, float]:
+    largest = max((t.relative_change if t.relative_change is not None else 1e9 for t in checked.tensors), default=0.0)
+    return _RANK.index(checked.effect), -largest
+
+
+def _figures(tensor: CheckedTensor, effect: str) -> tuple[str, ...]:
+    return (
+        _IDLE.get(effect, effect),
+        f"{tensor.changed_fraction:.2%}",
+        "-" if tensor.relative_change is None else f"{tensor.relative_change:.3g}",
+        "-" if tensor.realised_scale is None else f"{tensor.realised_scale:.5f}",
+        f"{_shown(tensor.before.abs_max)} -> {_shown(tensor.after.abs_max)}",
+    )
+
+
+def _shown(number: float | None) -> str:
+    return "none finite" if number is None else f"{number:.3g}"
+
+
+def _show_reasons(report: CheckReport, screen: Screen) -> None:
+    """Each reason once, with the modifications it is of; reasons that differ by the layer alone are one."""
+    reasons: dict[tuple[str, str], dict[str, str]] = {}
+    for checked in sorted(report.modifications, key=_weight):
+        key = (checked.effect, _NUMBER.sub("N", _LAYER.sub("layer N", checked.why)))
+        reasons.setdefault(key, {})[checked.id] = checked.why
+    for (effect, general), found in reasons.items():
+        why = next(iter(found.values())) if len(found) == 1 else general
+        screen.show(f"{effect}: {_listed(list(found))}")
+        screen.show(f"    {why}")
+    for checked in report.modifications:
+        for note in checked.notes:
+            screen.show(f"{checked.id}: {note}")
+        for array in checked.arrays:
+            made = "; ".join(f"{key}: {value}" for key, value in array.metadata.items() if key != "format")
+            screen.show(
+                f"{checked.id}: {array.array} of {array.file}, {array.digest[:19]}{'; ' + made if made else ''}"
+            )
+
+
+def _show_whole(report: CheckReport, screen: Screen) -> None:
+    if len(report.modifications) > 1:
+        screen.show(f"the plan as a whole is {report.plan_effect}: {report.plan_why}")
+    if report.total_change is not None:
+        screen.show(f"all weights together change by {report.total_change:.3g} of their norm")
+    idle = sum(checked.effect in _IDLE for checked in report.modifications)
+    if idle:
+        screen.show(f"{idle} of {len(report.modifications)} modifications change nothing that the model computes")
+
+
+def _listed(ids: Sequence[str]) -> str:
+    if len(ids) <= _MOST_IDS:
+        return ", ".join(ids)
+    return f"{', '.join(ids[: _MOST_IDS - 2])} ... {ids[-1]} ({len(ids)} modifications)"
+
+
+def _limits(policy: Policy) -> str:
+    from planner.operations import OPERATIONS
+
+    operations = "all operations" if set(policy.operations) == set(OPERATIONS) else ", ".join(policy.operations)
+    protected = f"protected {', '.join(policy.protected)}" if policy.protected else "nothing protected"
+    refused = ", ".join(policy.refuse) or "no effect"
+    return (
+        f"{operations}; {protected}; a tensor changes by at most {policy.largest_relative_change:g} of its norm, all "
+        f"together by {policy.largest_total_change:g}; at most {policy.most_modifications} modifications and "
+        f"{policy.most_tensors:,} tensors; refused: {refused}"
+    )
+
+
+def describe(operation: dict[str, object]) -> str:
+    """An operation in a few words: scale factor=1.02."""
+    given = [f"{name}={_value(value)}" for name, value in operation.items() if name != "kind" and value is not None]
+    return " ".join([str(operation["kind"]), *given])
+
+
+def _value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict) and "ramp" in value:
+        return "->".join(f"{number:.6g}" for number in value["ramp"])
+    if isinstance(value, dict) and "array" in value:
+        return f"{value['file']}:{value['array']}"
+    return str(value)

@@ -1,0 +1,383 @@
+"""How what is known of a node's inputs becomes what is known of its output: one function for each kind of node.
+
+The rules hold for real numbers and any weights: a claim that nothing changes, or that all changes alike, is a theorem;
+that a channel may be anything is not, it only says that no theorem here applies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.architecture.graph import (
+    Activate,
+    Attend,
+    Channels,
+    Clip,
+    Graph,
+    Join,
+    Linear,
+    Lookup,
+    Mix,
+    Node,
+    Normalize,
+    Product,
+    Route,
+    Softcap,
+    Sum,
+    Weight,
+)
+from planner.effects.attending import attended
+from planner.effects.changes import Added, Change
+from planner.effects.factors import TOLERANCE, UNKNOWN, Factors, is_unknown, known_equal, times, uniform
+from planner.effects.values import ANYTHING, SAME, Mask, Shift, Value, at
+
+__all__ = ["Event", "Facts", "transfer"]
+
+_UNCHANGED = Change()
+_FROM_ZERO = frozenset({"silu", "gelu", "relu", "relu2", "tanh", "xielu"})
+"""Functions that are zero at zero; what a name that is not known stands for may be anything."""
+
+SMALLEST = 1e-2
+LARGEST = 1e4
+"""Outside of these a factor is not simply said to cancel in a normaliser. Below, epsilon may show: its share grows with
+the inverse square of the factor. Above, activations of half precision overflow."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a change on its way, for the proof that a person reads."""
+
+    place: int
+    """The node."""
+    kind: str
+    """cancelled, centred, softmax, compensated, blocked, chosen: the change, or a part of it, ends here.
+    curve, clipped, mixed, bias, branch, stream, temperature, level: from here on it is more than a factor."""
+    factor: float | None = None
+    """The factor that met it, where there is one."""
+
+
+@dataclass
+class Facts:
+    """What the rules may ask."""
+
+    graph: Graph
+    changes: Mapping[str, Change]
+    """By the name of the tensor."""
+    zero: frozenset[str] = frozenset()
+    """Tensors whose elements are all zero."""
+    alias: Mapping[str, str] = field(default_factory=dict)
+    """Tensors in whose place a loader reads another."""
+    hopeful: bool = False
+    """Whether what only the data decide is taken to leave everything as it was, rather than to change anything."""
+    events: list[Event] = field(default_factory=list)
+    doubts: list[Event] = field(default_factory=list)
+    """What only the data decide: `choice` of experts; a `small`, `large` or `measured` factor in a normaliser."""
+
+    @cached_property
+    def measured(self) -> bool:
+        """Whether some factor is not known as a number."""
+        return any(change.measured for change in self.changes.values())
+
+    def change(self, weight: Weight) -> Change | None:
+        """What becomes of a stored array, in the orientation of the maths; None: nothing."""
+        found = self.changes.get(self.alias.get(weight.tensor, weight.tensor))
+        return found.turned() if found is not None and weight.transposed else found
+
+    def is_zero(self, weight: Weight) -> bool:
+        """Whether a stored array is all zeros and stays so."""
+        name = self.alias.get(weight.tensor, weight.tensor)
+        return name in self.zero and name not in self.changes
+
+    def tell(self, place: int, kind: str, factor: Factors | None = None) -> None:
+        """Keep an event for the proof."""
+        self.events.append(Event(place, kind, factor if isinstance(factor, float) else None))
+
+    def doubt(self, place: int, kind: str, factor: Factors | None = None) -> None:
+        """Keep what only the data decide."""
+        self.doubts.append(Event(place, kind, factor if isinstance(factor, float) else None))
+
+
+def transfer(place: int, inputs: Sequence[Value], facts: Facts) -> Value:
+    """What is known of the output of the node at `place`."""
+    node = facts.graph.nodes[place]
+    return _RULES[type(node)](place, node, inputs, facts)
+
+
+def _lookup(place: int, node: Lookup, inputs: Sequence[Value], facts: Facts) -> Value:
+    change = facts.change(node.table)
+    if change is None:
+        return SAME
+    rows = uniform(change.rows)
+    if not isinstance(rows, float):
+        return ANYTHING
+    factor = times(rows, change.columns)
+    if change.added == "nothing":
+        return Value(factor)
+    if change.added == "same_rows":
+        return Value(factor, offset=True)
+    return Value(factor, shift="token" if change.added == "same_columns" else "steady")
+
+
+def _linear(place: int, node: Linear, inputs: Sequence[Value], facts: Facts) -> Value:
+    x, change = inputs[0], facts.change(node.weight) or _UNCHANGED
+    if facts.is_zero(node.weight):
+        if not x.same:
+            facts.tell(place, "blocked")
+        return _biased(place, SAME, node, facts)
+    seen = uniform(times(change.columns, x.factor))
+    if not isinstance(seen, float):
+        if not is_unknown(seen):
+            facts.tell(place, "mixed")
+        seen = UNKNOWN
+    elif known_equal(seen, 1.0) and not np.all(known_equal(x.factor, 1.0)):
+        facts.tell(place, "compensated", uniform(x.factor))
+    if x.shift == "token":
+        seen = UNKNOWN  # what one number on all inputs gives is another vector than what the inputs give
+    offset: Mask = False
+    if x.shift == "steady" or np.any(x.offset):
+        offset = change.rows != 0
+    result = Value(uniform(times(change.rows, seen)), offset)
+    return _biased(place, _with_added(place, node, result, x, change.added, facts), node, facts)
+
+
+def _with_added(place: int, node: Linear, result: Value, x: Value, added: Added, facts: Facts) -> Value:
+    """The output of a linear map whose matrix has had something added."""
+    if added == "nothing":
+        return result
+    if added != "same_rows" and x.pure and _centred(facts.graph.nodes[node.x]):
+        facts.tell(place, "centred")  # every output is moved by a multiple of the sum of the inputs, which is zero
+        return result
+    if added == "same_columns":
+        return replace(result, factor=UNKNOWN)
+    return replace(result, shift="token")
+
+
+def _biased(place: int, result: Value, node: Linear | Normalize, facts: Facts) -> Value:
+    """The value of `result` + bias, where `result` is known without."""
+    bias = node.bias
+    if bias is None:
+        return result
+    change = facts.change(bias)
+    if facts.is_zero(bias):
+        return result
+    along: Factors = 1.0
+    shift = result.shift
+    if change is not None and change.added == "constant" and not change.arbitrary:
+        along = replace(change, added="nothing").along(node.width)
+        shift = "token" if shift == "token" else "steady"
+    elif change is not None:
+        along = change.along(node.width)
+    if bias.tensor in facts.zero:
+        differs = np.isnan(along)  # a multiple of nothing is nothing
+    else:
+        differs = ~np.asarray(known_equal(along, result.factor))
+        if change is None and differs.any() and not is_unknown(result.factor):
+            facts.tell(place, "bias", uniform(result.factor))
+    offset = differs | np.asarray(result.offset)
+    return replace(result, offset=offset if np.ndim(offset) else bool(offset), shift=shift)
+
+
+def _centred(node: Node) -> bool:
+    """Whether the channels of a node's output sum to zero, whatever goes in."""
+    return isinstance(node, Normalize) and node.kind == "layer" and node.weight is None and node.group == node.width
+
+
+def _normalize(place: int, node: Normalize, inputs: Sequence[Value], facts: Facts) -> Value:
+    x = inputs[0]
+    change = None if node.weight is None else facts.change(node.weight)
+    if node.weight is not None and not node.one_plus and facts.is_zero(node.weight):
+        if not x.same:
+            facts.tell(place, "blocked")
+        return _biased(place, SAME, node, facts)
+    result = SAME if x.same else Value(_direction(place, node, x, facts))
+    if change is not None:
+        along = change.along(node.width)
+        if node.one_plus and not np.all(known_equal(along, 1.0)):
+            along = UNKNOWN  # 1 + s·w is no multiple of 1 + w
+        result = replace(result, factor=uniform(times(result.factor, along)))
+    return _biased(place, result, node, facts)
+
+
+def _direction(place: int, node: Normalize, x: Value, facts: Facts) -> Factors:
+    """The factor of each channel after it is brought to unit scale: the sign, if that of its group is known."""
+    single = isinstance(x.factor, float) and isinstance(x.offset, bool)
+    shape = (1, 1) if single else (node.width // node.group, node.group)
+    factor = np.broadcast_to(np.asarray(x.factor), (shape[0] * shape[1],)).reshape(shape)
+    offset = np.broadcast_to(np.asarray(x.offset), (shape[0] * shape[1],)).reshape(shape)
+    sizes = np.abs(factor)
+    # The mean that is taken out first is that of factors and signs alike.
+    compared = factor if node.kind == "layer" else sizes
+    alike = np.isclose(compared, compared[:, :1], rtol=TOLERANCE, atol=0).all(axis=1) & ~offset.any(axis=1)
+    if x.shift != "none" and node.kind != "layer":
+        alike &= False
+    size = sizes[:, 0]
+    cancels = alike & (size != 0) & ~np.asarray(known_equal(size, 1.0))
+    doubtful = cancels & ((size < SMALLEST) | (size > LARGEST) | facts.measured)
+    met = uniform(factor[cancels].reshape(-1)) if cancels.any() else None
+    if doubtful.any():
+        kind = "measured" if facts.measured else "small" if size[doubtful].min() < SMALLEST else "large"
+        facts.doubt(place, kind, met)
+        if not facts.hopeful:
+            alike &= ~doubtful
+    elif cancels.any():
+        facts.tell(place, "cancelled", met)
+    if x.shift != "none" and alike.any():
+        facts.tell(place, "centred")
+    return uniform(np.where(alike[:, None], np.sign(factor), UNKNOWN).reshape(-1))
+
+
+def _activate(place: int, node: Activate, inputs: Sequence[Value], facts: Facts) -> Value:
+    x = inputs[0]
+    factor = np.asarray(x.factor)
+    out = np.where(known_equal(factor, 1.0), 1.0, UNKNOWN)
+    if node.function in _FROM_ZERO:
+        out = np.where(factor == 0, 0.0, out)
+    with np.errstate(invalid="ignore", over="ignore"):
+        if node.function == "relu":
+            out = np.where(factor >= 0, factor, out)
+        elif node.function == "relu2":
+            out = np.where(factor >= 0, factor**2, out)
+        elif node.function == "tanh":
+            out = np.where(factor == -1, -1.0, out)
+    return Value(_unless_touched(place, x, out, "curve", facts))
+
+
+def _unless_touched(place: int, x: Value, out: NDArray[np.float64], kind: str, facts: Facts) -> Factors:
+    """`out`, unknown where something is added to `x`; what is lost is told as an event of that kind."""
+    out = np.where(np.asarray(x.offset) | (x.shift != "none"), UNKNOWN, out)
+    result = uniform(out) if out.ndim else float(out)
+    if is_unknown(result) and not is_unknown(x.factor):
+        facts.tell(place, kind, uniform(x.factor) if x.pure else None)
+    return result
+
+
+def _clip(place: int, node: Clip, inputs: Sequence[Value], facts: Facts) -> Value:
+    x = inputs[0]
+    factor = np.asarray(x.factor)
+    passes = np.isclose(np.abs(factor), 1.0, rtol=TOLERANCE, atol=0) | (factor == 0)
+    return Value(_unless_touched(place, x, np.where(passes, factor, UNKNOWN), "clipped", facts))
+
+
+def _softcap(place: int, node: Softcap, inputs: Sequence[Value], facts: Facts) -> Value:
+    return inputs[0]  # the verdict knows that it is there: order is kept, proportions are not
+
+
+def _product(place: int, node: Product, inputs: Sequence[Value], facts: Facts) -> Value:
+    x, y = inputs
+    factor = uniform(times(x.factor, y.factor))
+    for one, other in ((x, y), (y, x)):
+        if not one.pure and not (other.pure and np.all(np.asarray(other.factor) == 0)):
+            factor = UNKNOWN
+    if np.all(known_equal(factor, 1.0)) and not np.all(known_equal(x.factor, 1.0)):
+        facts.tell(place, "compensated", uniform(x.factor))
+    return Value(factor)
+
+
+def _sum(place: int, node: Sum, inputs: Sequence[Value], facts: Facts) -> Value:
+    factor, offset = inputs[0].factor, np.asarray(inputs[0].offset)
+    for term in inputs[1:]:
+        factor, offset = _agreed(factor, term.factor), offset | np.asarray(term.offset)
+    if is_unknown(factor) and not any(term.unknown for term in inputs):
+        odd = [term for term in inputs if not np.all(known_equal(term.factor, 1.0))]
+        kind = "stream" if odd == [inputs[0]] else "branch"
+        facts.tell(place, kind, uniform(odd[0].factor) if len(odd) == 1 else None)
+    shifts = [term.shift for term in inputs]
+    shift: Shift = "token" if "token" in shifts else "steady" if "steady" in shifts else "none"
+    return Value(factor, offset if offset.ndim else bool(offset), shift)
+
+
+def _agreed(a: Factors, b: Factors) -> Factors:
+    """The factor that two terms of a sum share; unknown where they do not."""
+    if isinstance(a, float) and isinstance(b, float):
+        return a if known_equal(a, b) else UNKNOWN
+    return uniform(np.where(known_equal(a, b), a, UNKNOWN))
+
+
+def _channels(place: int, node: Channels, inputs: Sequence[Value], facts: Facts) -> Value:
+    return at(inputs[0], node.indices)
+
+
+def _join(place: int, node: Join, inputs: Sequence[Value], facts: Facts) -> Value:
+    if all(value.same for value in inputs):
+        return SAME
+    widths = [facts.graph.nodes[part].width for part in node.parts]
+    # A number added to all channels of one part is not the number added to another.
+    factors = [
+        np.broadcast_to(np.asarray(UNKNOWN if value.shift != "none" else value.factor), (width,))
+        for value, width in zip(inputs, widths, strict=True)
+    ]
+    offsets = [np.broadcast_to(np.asarray(value.offset), (width,)) for value, width in zip(inputs, widths, strict=True)]
+    offset = np.concatenate(offsets)
+    return Value(uniform(np.concatenate(factors)), offset if offset.any() else False)
+
+
+def _attend(place: int, node: Attend, inputs: Sequence[Value], facts: Facts) -> Value:
+    value, told = attended(node, *inputs, width=facts.graph.nodes[node.query].width)
+    for kind, factor in told:
+        facts.tell(place, kind, factor)
+    return value
+
+
+def _route(place: int, node: Route, inputs: Sequence[Value], facts: Facts) -> Value:
+    x = inputs[0]
+    if node.correction is not None and facts.change(node.correction) is not None:
+        facts.doubt(place, "choice")
+        if x.same or not facts.hopeful:
+            return SAME if facts.hopeful else ANYTHING
+    factor = uniform(x.factor)
+    # The softmax does not see what is added to all logits; the sigmoid does.
+    plain = isinstance(factor, float) and not np.any(x.offset) and (x.shift == "none" or node.scoring == "softmax")
+    if plain and known_equal(factor, 1.0):
+        if x.shift != "none":
+            facts.tell(place, "softmax")
+        return SAME
+    if node.top == 1 and node.renormalized:
+        # The weight of the one expert is one; a positive factor keeps the largest logit the largest.
+        if plain and isinstance(factor, float) and factor > 0 and node.correction is None:
+            facts.tell(place, "chosen", factor)
+            return SAME
+        facts.doubt(place, "choice")
+        return SAME if facts.hopeful else ANYTHING
+    facts.tell(place, "curve", factor)
+    return ANYTHING
+
+
+def _mix(place: int, node: Mix, inputs: Sequence[Value], facts: Facts) -> Value:
+    route, experts = inputs[0], inputs[1:]
+    factor = experts[0].factor
+    for expert in experts[1:]:
+        factor = factor if expert.factor is factor else _agreed(factor, expert.factor)
+    shifted = any(expert.shift != "none" for expert in experts)
+    offset = any(np.any(expert.offset) for expert in experts)
+    if is_unknown(factor) and not any(expert.unknown for expert in experts):
+        facts.tell(place, "branch")
+    if not route.same:
+        # Weights that may be anything: what they multiply is zero still where it was.
+        factor, shifted, offset = (
+            (UNKNOWN, False, False) if shifted or offset else (times(factor, UNKNOWN), False, False)
+        )
+    if offset:
+        factor = UNKNOWN  # something else for each expert, in proportions that depend on the token
+    return Value(factor, shift="token" if shifted else "none")
+
+
+_RULES: dict[type[Node], Callable[..., Value]] = {
+    Lookup: _lookup,
+    Linear: _linear,
+    Normalize: _normalize,
+    Activate: _activate,
+    Clip: _clip,
+    Softcap: _softcap,
+    Product: _product,
+    Sum: _sum,
+    Channels: _channels,
+    Join: _join,
+    Attend: _attend,
+    Route: _route,
+    Mix: _mix,
+}
