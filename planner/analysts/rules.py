@@ -24,6 +24,7 @@ _RARE = 1e-3
 _TRIM_AT = 6
 _NOTABLE = 6.5  # beyond the limit by more than what trimming takes off the standard deviation
 _LOAD_BEARING = 10
+_IDLE = ("ignored", "invariant")  # effects of what a model would not notice
 
 Finding = tuple[TensorProfile, AnyOperation, str, float, str, tuple[str, ...]]
 """Tensor, operation, reasoning, confidence, expected impact, cited facts."""
@@ -43,6 +44,8 @@ class RulesAnalyst:
             if len(kept) == len(plan.modifications):  # it is the plan as a whole, which is too long
                 kept = kept[: min(len(kept) - 1, brief.policy.most_modifications)]
             plan = plan.model_copy(update={"modifications": tuple(kept)})
+        idle = {checked.id for checked in brief.check(plan).modifications if checked.effect in _IDLE}
+        plan = plan.model_copy(update={"modifications": tuple(m for m in plan.modifications if m.id not in idle)})
         kept_count = len(plan.modifications)
         return plan.model_copy(update={"note": _note(kept_count, len(modifications) - kept_count)})
 
@@ -147,7 +150,7 @@ def _value(tensor: TensorProfile, fact: str) -> float | None:
 
 
 def _note(kept: int, refused: int) -> str:
-    left_out = f"; {refused} more would be outside policy or change no bit" if refused else ""
+    left_out = f"; {refused} more would be outside policy or change nothing" if refused else ""
     if kept:
         found = "1 anomaly" if kept == 1 else f"{kept} anomalies"
         return f"the rules found {found} in the weights; they do not read the goal{left_out}"

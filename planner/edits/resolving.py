@@ -30,6 +30,7 @@ from planner.operations import (
     NeuronScale,
     Operation,
     ProjectOut,
+    RankOne,
     Rotate,
     Selection,
     Step,
@@ -106,7 +107,7 @@ class _Resolution:
             for name in names:
                 self._steer(operation, name, depths)
         else:
-            if isinstance(operation, LowRankAdd) and operation.lora is not None:
+            if isinstance(operation, LowRankAdd | RankOne) and operation.lora is not None:
                 self._open_adapter(operation.lora, names)
             for name in names:
                 self._one(operation, name, depths)
@@ -171,7 +172,17 @@ class _Resolution:
         if self.adapter is not None:
             known = self.around.model.parameters.get(name)
             update = self.adapter.update(name, transposed=known.transposed if known else None)
-            arrays |= {"a": update.a, "b": update.b, "scaling": np.asarray(update.scaling)}
+            arrays["scaling"] = np.asarray(update.scaling)
+            if not isinstance(operation, RankOne):
+                arrays |= {"a": update.a, "b": update.b}
+            elif len(update.a) == 1:
+                arrays |= {"u": update.b[:, 0], "v": update.a[0]}
+            else:
+                raise Unresolved(
+                    f"the adapter changes {name} by a matrix of rank {len(update.a)}",
+                    hint="use low_rank_add",
+                    code="adapter-unusable",
+                )
         return arrays
 
     def _stream_axis(self, name: str) -> str:

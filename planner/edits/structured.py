@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.architecture import ModelMap, Parameter
+from planner.architecture.decoder import LatentAttention
 from planner.edits.selecting import band_selection, indices_within
 from planner.edits.types import Unresolved
 from planner.operations import ChannelScale, Columns, HeadScale, NeuronScale, Rows, Selection
@@ -37,6 +38,7 @@ def structured_selections(
         whole = list(model.in_layer(layer))
         inside = [p for p in whole if not explicit or p.name in wanted]
         if isinstance(operation, HeadScale):
+            _require_own_keys(operation, model, layer)
             here = _heads(operation, inside, whole, layer)
         elif isinstance(operation, NeuronScale):
             here = _neurons(operation, inside, whole, layer)
@@ -71,6 +73,17 @@ def _heads(
                 units = _shared(wanted, count // len(band.indices), operation.part, layer)
                 found[parameter.name] = band_selection(band, units)
     return found
+
+
+def _require_own_keys(operation: HeadScale, model: ModelMap, layer: int | None) -> None:
+    """Raises `Unresolved` for the keys of a latent attention, whose rotated channels all heads share."""
+    latent = layer is not None and model.decoder and isinstance(model.decoder.layer(layer).attention, LatentAttention)
+    if operation.part == "key" and latent:
+        raise Unresolved(
+            f"all heads of layer {layer} share one part of their keys, the rotated one, so that no head's keys can be "
+            "scaled",
+            hint='scale the queries, which changes the same scores: part "query"',
+        )
 
 
 def _shared(heads: NDArray[np.int64], group: int, part: str, layer: int | None) -> NDArray[np.int64]:

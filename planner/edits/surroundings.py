@@ -99,6 +99,8 @@ class Surroundings:
                 near = inside(self.folder, where)
                 # A plan is not trusted to make anybody fetch something: another checkpoint has to be there already.
                 here = os.environ | {"PLANNER_OFFLINE": "1"}
+                if not near.is_dir() and Path(where).exists():  # the current folder is not what the plan speaks of
+                    raise Unsound("the plan's folder holds no such checkpoint")
                 self._others[where] = open_checkpoint(near if near.is_dir() else locate(where, environment=here))
             except Unsound as error:
                 raise Unresolved(

@@ -1,8 +1,8 @@
 """What attention does with changed queries, keys and values.
 
-The softmax sees only products of a query with keys: a factor on queries is undone by its inverse on keys, plane by plane
-of rotation; what is added alike to every key (a key bias) adds the same number to every score of a query, which the
-softmax does not see, unless a rotation makes it depend on the position or a sink takes part.
+The softmax sees only products of a query with keys: a factor on queries is undone by its inverse on keys, plane by
+plane of rotation; what is added alike to every key (a key bias) adds the same number to every score of a query, which
+the softmax does not see, unless a rotation makes it depend on the position or a sink takes part.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _scores_kept(node: Attend, query: Value, key: Value, size: int, told: Told) 
             for factors in (fq, fk):
                 turned_alike &= np.isclose(factors[:, left], factors[:, right], rtol=TOLERANCE, atol=0).all(axis=1)
         cancel = np.isclose(products, 1.0, rtol=TOLERANCE, atol=0).all(axis=1) & turned_alike
-    kept = cancel & ~_moved(query, heads, size) & _key_offset_unseen(node, key, size)
+    kept: NDArray[np.bool_] = cancel & ~_moved(query, heads, size) & _key_offset_unseen(node, key, size)
     if kept.all():
         if not np.all(known_equal(query.factor, 1.0)):
             told.append(("compensated", uniform(query.factor)))
@@ -83,7 +83,8 @@ def _moved(query: Value, heads: int, size: int) -> NDArray[np.bool_]:
     """For each query head whether something is added to its queries."""
     if query.shift != "none":
         return np.ones(heads, dtype=bool)
-    return np.broadcast_to(np.asarray(query.offset), (heads * size,)).reshape(heads, size).any(axis=1)
+    moved: NDArray[np.bool_] = np.broadcast_to(np.asarray(query.offset), (heads * size,)).reshape(heads, size)
+    return np.asarray(moved.any(axis=1))
 
 
 def _key_offset_unseen(node: Attend, key: Value, size: int) -> NDArray[np.bool_]:
@@ -95,8 +96,7 @@ def _key_offset_unseen(node: Attend, key: Value, size: int) -> NDArray[np.bool_]
     moved = np.broadcast_to(np.asarray(_spread_mask(key.offset, node, size)), (node.heads * size,))
     moved = moved.reshape(node.heads, size)
     seen = moved if node.sinks else moved[:, node.planes.reshape(-1)]
-    unseen: NDArray[np.bool_] = ~seen.any(axis=1)
-    return unseen
+    return ~np.asarray(seen.any(axis=1))
 
 
 def _spread(factor: Factors, node: Attend, size: int) -> Factors:

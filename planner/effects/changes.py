@@ -42,8 +42,8 @@ from planner.operations.selection import Columns, Everything, Rows
 __all__ = ["Added", "Change", "change_of"]
 
 Added = Literal["nothing", "constant", "same_rows", "same_columns"]
-"""constant: one number to every element. same_rows: the same vector to every row. same_columns: the same vector to every
-column."""
+"""constant: one number to every element. same_rows: the same vector to every row. same_columns: the same vector to
+every column."""
 
 _SOME_FACTOR = 1.0 + 1.0 / np.pi
 """In the place of a positive factor that only the values tell: what holds of it by chance holds of no other plan."""

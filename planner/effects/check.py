@@ -11,7 +11,7 @@ import numpy as np
 
 from planner.architecture import map_of
 from planner.checkpoint import Checkpoint
-from planner.edits import ModificationEdits, PlanEdits, Surroundings, TensorEdit, Unresolved, combined, resolved
+from planner.edits import ModificationEdits, PlanEdits, Surroundings, Unresolved, combined, resolved
 from planner.edits.surroundings import surroundings_of
 from planner.effects import problems as found_in
 from planner.effects.changes import Change, change_of
@@ -47,21 +47,28 @@ def check(
     around = surroundings_of(checkpoint, folder or Path(), profile=profile, histograms=histograms)
     found: list[Problem] = list(found_in.of_plan(plan, profile, policy))
     edits: list[ModificationEdits] = []
+    previews: dict[str, dict[str, Preview]] = {}
     for modification in plan.modifications:
         found += found_in.of_modification(modification, profile, policy)
         try:
-            edits.append(resolved(modification, around))
+            edit = resolved(modification, around)
+            found += found_in.of_tensors(modification, list(edit.steps), checkpoint, policy)
+            previews[edit.id] = _previews(combined([edit], around), around, progress)
+            edits.append(edit)
         except Unresolved as error:
             found.append(found_in.problem(modification, error.code, str(error), error.hint))
     bench = _Bench(around, profile, edits, progress)
     by_id = {modification.id: modification for modification in plan.modifications}
     checked = []
     for edit in edits:
-        found += found_in.of_tensors(by_id[edit.id], list(edit.steps), checkpoint, policy)
-        result = bench.judged(edit)
+        result = bench.judged(edit, previews[edit.id])
         checked.append(result)
         found += found_in.of_outcome(by_id[edit.id], result, policy, allow_void=allow_void)
-    together, verdict = bench.together(checked)
+    try:
+        together, verdict = bench.together(checked)
+    except Unresolved as error:  # an earlier modification leaves what a later one cannot work on
+        found.append(found_in.problem(None, error.code, str(error), error.hint))
+        together, verdict = (), Verdict("unknown", f"the modifications do not fit each other: {error}")
     total = _total(together, profile)
     owners = {name: edit.modifications for name, edit in bench.whole.tensors.items()}
     found += found_in.of_sizes(together, owners, total, policy)
@@ -101,6 +108,22 @@ def edits_of(modifications: Iterable[Modification], around: Surroundings) -> Pla
     return combined([resolved(modification, around) for modification in modifications], around)
 
 
+def _previews(edits: PlanEdits, around: Surroundings, progress: Progress | None) -> dict[str, Preview]:
+    """Of every tensor. Raises `Unresolved` where an operation finds that it does not fit its tensor."""
+    found = {}
+    for name, edit in edits.tensors.items():
+        try:
+            found[name] = preview(around, edit, progress=progress)
+        except ValueError as error:  # an array of another length, no such singular value
+            kinds = ", ".join(dict.fromkeys(str(getattr(step.operation, "kind", "")) for step in edit.steps))
+            raise Unresolved(
+                f"{kinds} does not fit {name}: {error}",
+                hint="check the tensor's shape against the parameters and their arrays",
+                code="does-not-fit",
+            ) from None
+    return found
+
+
 class _Bench:
     """Previews and judges the edits of one plan."""
 
@@ -128,10 +151,9 @@ class _Bench:
             copies_differ=bool(head and embedding and head.digest != embedding.digest),
         )
 
-    def judged(self, edit: ModificationEdits) -> CheckedModification:
-        """A modification by itself."""
+    def judged(self, edit: ModificationEdits, previews: Mapping[str, Preview]) -> CheckedModification:
+        """A modification by itself, with the previews of its tensors."""
         alone = combined([edit], self.around)
-        previews = {name: self._preview(tensor) for name, tensor in alone.tensors.items()}
         changed = {
             name: change_of(alone.tensors[name].steps, alone.tensors[name].folded.shape)
             for name, outcome in previews.items()
@@ -182,13 +204,14 @@ class _Bench:
         return alike and one.dtype.name == other.dtype.name
 
     def together(self, checked: list[CheckedModification]) -> tuple[tuple[CheckedTensor, ...], Verdict]:
-        """Every tensor with all its edits folded, and the plan as a whole."""
+        """Every tensor with all its edits folded, and the plan as a whole. Raises `Unresolved`."""
         alone = {(item.id, tensor.name): tensor for item in checked for tensor in item.tensors}
         outcomes: dict[str, Preview] = {}
         changed: dict[str, Change] = {}
         for name, edit in self.whole.tensors.items():
             single = alone.get((edit.modifications[0], name)) if len(edit.modifications) == 1 else None
-            outcomes[name] = single or self._preview(edit)
+            folded = PlanEdits({name: edit}, {})
+            outcomes[name] = single or _previews(folded, self.around, self.progress)[name]
             if outcomes[name].changed_elements:
                 changed[name] = change_of(edit.steps, edit.folded.shape)
         verdict = self._verdict(changed, self.whole)
@@ -202,9 +225,6 @@ class _Bench:
                 CheckedTensor(name=name, effect=mine.effect, why=mine.why, **outcome.model_dump(include=fields))
             )
         return tuple(rows), verdict
-
-    def _preview(self, edit: TensorEdit) -> Preview:
-        return preview(self.around, edit, progress=self.progress)
 
     def warnings(self, checked: Iterable[CheckedModification]) -> Iterable[str]:
         """What the policy allows and a reviewer should know all the same."""
@@ -229,12 +249,17 @@ def _same_step(one: Step, other: Step) -> bool:
 
 
 def _total(together: Iterable[CheckedTensor], profile: Profile) -> float | None:
-    """‖ΔW‖ / ‖W‖ over all tensors of the checkpoint."""
+    """‖ΔW‖ / ‖W‖ over all tensors of the checkpoint, added ones as well; None where it has left float64."""
     square = math.fsum(t.l2_norm**2 for t in profile.tensors if t.l2_norm is not None)
     moved = 0.0
     for tensor in together:
         known = profile.by_name.get(tensor.name)
-        if tensor.relative_change is None or known is None or known.l2_norm is None:
-            continue
-        moved += (tensor.relative_change * known.l2_norm) ** 2
+        if tensor.broken_elements:
+            continue  # a problem of its own
+        if tensor.before.abs_max == 0 and tensor.after.rms is not None:  # zeros, or new: the change is all there is
+            moved += tensor.after.rms**2 * (tensor.elements - tensor.after.nonfinite)
+        elif tensor.relative_change is not None and known is not None and known.l2_norm is not None:
+            moved += (tensor.relative_change * known.l2_norm) ** 2
+        elif tensor.changed_elements:
+            return None
     return math.sqrt(moved / square) if square > 0 else None

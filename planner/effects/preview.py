@@ -151,6 +151,12 @@ class _Comparison:
     square: list[float] = field(default_factory=list)
     """Squares of the old values in the elements that are finite before and after."""
     distance: list[float] = field(default_factory=list)
+    pivot: float | None = None
+    """Some scale near the realised one. What it leaves is summed: s² - (s - δ)² would lose a small spread."""
+    slope: list[float] = field(default_factory=list)
+    """Products of the old values with what the pivot leaves of the new ones."""
+    rest: list[float] = field(default_factory=list)
+    """Squares of what the pivot leaves."""
 
     def add(self, old: Patterns, new: Patterns, dtype: FloatDtype, weights: Weights) -> None:
         before, after = dtype.decode_float64(old), dtype.decode_float64(new)
@@ -163,14 +169,21 @@ class _Comparison:
         both = np.isfinite(before) & np.isfinite(after)
         weights = None if weights is None else weights[both]
         before, after = before[both], after[both]
-        with np.errstate(over="ignore"):
+        product, square = _weighted(before, after, weights), _weighted(before, before, weights)
+        if self.pivot is None and 0 < square < math.inf:
+            self.pivot = product / square
+        with np.errstate(over="ignore", invalid="ignore"):
             change = after - before
-        self.product.append(_weighted(before, after, weights))
-        self.square.append(_weighted(before, before, weights))
+            left = after - (self.pivot or 0.0) * before
+        self.product.append(product)
+        self.square.append(square)
         self.distance.append(_weighted(change, change, weights))
+        self.slope.append(_weighted(before, left, weights))
+        self.rest.append(_weighted(left, left, weights))
 
     def result(self, elements: int, source: Source) -> Preview:
         square, product, distance = (_sum(parts) for parts in (self.square, self.product, self.distance))
+        rest, slope = _sum(self.rest), _sum(self.slope)
         scale = product / square if square > 0 and not self.broken else None
         return Preview(
             elements=elements,
@@ -178,7 +191,7 @@ class _Comparison:
             changed_elements=self.changed,
             changed_fraction=self.changed / elements if elements else 0.0,
             realised_scale=None if scale is None else _plain(scale),
-            scale_spread=None if scale is None else _spread(distance, square, scale),
+            scale_spread=None if scale is None else _spread(rest, slope, square),
             relative_change=None if self.broken else _relative(distance, square),
             broken_elements=self.broken,
             infinite_elements=self.infinite,
@@ -188,10 +201,10 @@ class _Comparison:
         )
 
 
-def _spread(distance: float, square: float, scale: float) -> float | None:
-    """√(Σ (w' - s·w)² / Σ w²), from Σ (w' - w)²: w' - w is (s - 1)·w and a rest at right angles to w."""
-    rest = distance / square - (scale - 1) ** 2
-    return _plain(math.sqrt(max(rest, 0.0)))
+def _spread(rest: float, slope: float, square: float) -> float | None:
+    """√(Σ (w' - s·w)² / Σ w²), from Σ (w' - p·w)²: w' - p·w is (s - p)·w and a rest at right angles to w."""
+    spread = rest / square - (slope / square) ** 2
+    return _plain(math.sqrt(max(spread, 0.0))) if math.isfinite(spread) else None
 
 
 def _relative(distance: float, square: float) -> float | None:

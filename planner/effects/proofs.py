@@ -59,7 +59,7 @@ def doubted(graph: Graph, changed: Sequence[Parameter], doubt: Event) -> str:
         return f"{what}: only which experts are chosen could change, and that depends on the data"
     met = "a factor" if doubt.factor is None else f"a factor of {doubt.factor:.3g}"
     if doubt.kind == "measured":
-        return f"{what} feeds {_normalizer(node)}, but how large the factor is, and epsilon beside it, only the values tell"
+        return f"{what} feeds {_normalizer(node)}, but how small the factor is, beside epsilon, only the values tell"
     if doubt.kind == "small":
         return f"{what} feeds {_normalizer(node)}, but {met} is so small that epsilon may show"
     return f"{what} feeds {_normalizer(node)}, but {met} is so large that half precision may overflow"

@@ -1,4 +1,4 @@
-"""What is known of an activation after a change of weights, compared with before: x' = factor · x + offset + shift · 1."""
+"""What is known of an activation after a change of weights: x' = factor · x + offset + shift · 1, x being as before."""
 
 from __future__ import annotations
 

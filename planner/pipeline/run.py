@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from planner import fsio
 from planner.analysts import Brief, propose_to
@@ -267,11 +267,16 @@ def _reviewed(plan: Plan, report: CheckReport, rule: ReviewRule) -> Plan:
         )
         for checked in report.modifications
     }
+    effects = {checked.id: checked.effect for checked in report.modifications}
     for modification in plan.modifications:
         sure = modification.confidence >= rule.least_confidence
         small = rule.most_relative_change is None or changes.get(modification.id, 0.0) <= rule.most_relative_change
-        why = f"confidence {modification.confidence:g}, relative change {changes.get(modification.id, 0.0):.3g}"
-        plan = decide(
-            plan, [modification.id], "approved" if sure and small else "rejected", reviewer=str(rule), comment=why
+        effect = effects.get(modification.id, "unknown")
+        idle = effect in ("void", "ignored", "invariant")
+        why = (
+            f"confidence {modification.confidence:g}, relative change {changes.get(modification.id, 0.0):.3g}, "
+            f"effect {effect}"
         )
+        decision: Literal["approved", "rejected"] = "approved" if sure and small and not idle else "rejected"
+        plan = decide(plan, [modification.id], decision, reviewer=str(rule), comment=why)
     return plan

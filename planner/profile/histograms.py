@@ -118,7 +118,11 @@ class Histograms:
         """Reads the headers; a file that is none of ours, or damaged, is passed over."""
         self.files: list[Path] = []
         self._places: dict[str, tuple[Path, str, int, int]] = {}
-        for path in sorted(folder.rglob(f"{_PREFIX}*.safetensors")):
+        try:
+            found = sorted(folder.rglob(f"{_PREFIX}*.safetensors"))
+        except OSError:  # a cache that may not be read costs time, never the result
+            found = []
+        for path in found:
             try:
                 header = read_header(path)
             except (CheckpointError, FileUnreadable):

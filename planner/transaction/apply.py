@@ -19,7 +19,7 @@ from planner.errors import (
     VoidModification,
 )
 from planner.plan import Modification, Plan, Policy, approved, write_plan
-from planner.profile import Histograms, Profile, histograms_of, profile_of
+from planner.profile import Profile, histograms_of, profile_of
 from planner.transaction.edits import edits_of
 from planner.transaction.history import copy_patch
 from planner.transaction.ledger import (
@@ -84,7 +84,7 @@ def apply_plan(
             )
         chosen = plan.model_copy(update={"modifications": modifications, "review": {}})
         folder = folder or Path()
-        histograms = _histograms(profile)
+        histograms = histograms_of(profile)
         report = check(chosen, checkpoint, profile, policy, folder=folder, allow_void=allow_void, histograms=histograms)
         _refuse(report)
         around = surroundings_of(checkpoint, folder, profile=profile, histograms=histograms)
@@ -126,14 +126,6 @@ def _profile(plan: Plan, checkpoint: Checkpoint, told: Steps) -> Profile:
     if profile.fingerprint != plan.checkpoint.fingerprint:
         raise _stale(checkpoint.path, profile.fingerprint, plan)
     return profile
-
-
-def _histograms(profile: Profile) -> Histograms | None:
-    """Those kept with the profile; a cache that may not be read costs time, never the result."""
-    try:
-        return histograms_of(profile)
-    except OSError:
-        return None
 
 
 def _stale(model: Path, found: str, plan: Plan) -> StalePlan:

@@ -14,6 +14,8 @@ from planner.profile.kernels.compiling import compiled
 
 __all__ = ["look_up", "look_up_with_residual", "take_back"]
 
+_RUN = 4096  # elements; the list of those that are found in a run fits in the first cache
+
 
 @compiled(
     "int64(uint8[::1], uint8[::1], uint32[::1])",
@@ -72,24 +74,31 @@ def take_back(new: Any, old: Any, places: Any, counts: Any, preimages: Any, resi
     size = begin
     bits = np.uint64(0)
     filled = np.uint64(0)
-    for i in range(new.size):
-        place = places[new[i]]
-        width = np.uint64(place >> np.uint32(16))
-        if width == np.uint64(0):  # nearly always, for a factor near one
-            old[i] = place & np.uint32(0xFFFF)
-            continue
-        if width > np.uint64(16):
-            return -1
-        while filled < width:
-            if size >= residual.size:
+    kept = np.empty(_RUN, np.int64)
+    for first in range(0, new.size, _RUN):
+        # First a loop without branches that finds the elements with a residual, then those alone: they are few.
+        count = 0
+        for i in range(first, min(first + _RUN, new.size)):
+            place = places[new[i]]
+            old[i] = place & np.uint32(0xFFFF)  # right wherever there is only one it can be
+            kept[count] = i
+            count += (place >> np.uint32(16)) != np.uint32(0)
+        for number in range(count):
+            i = kept[number]
+            place = places[new[i]]
+            width = np.uint64(place >> np.uint32(16))
+            if width > np.uint64(16):
                 return -1
-            bits |= np.uint64(residual[size]) << filled
-            size += 1
-            filled += np.uint64(8)
-        rank = bits & ((np.uint64(1) << width) - np.uint64(1))
-        bits >>= width
-        filled -= width
-        if rank >= counts[new[i]]:
-            return -1
-        old[i] = preimages[(place & np.uint32(0xFFFF)) + rank]
+            while filled < width:
+                if size >= residual.size:
+                    return -1
+                bits |= np.uint64(residual[size]) << filled
+                size += 1
+                filled += np.uint64(8)
+            rank = bits & ((np.uint64(1) << width) - np.uint64(1))
+            bits >>= width
+            filled -= width
+            if rank >= counts[new[i]]:
+                return -1
+            old[i] = preimages[(place & np.uint32(0xFFFF)) + rank]
     return size

@@ -22,7 +22,7 @@ from planner.checkpoint import Checkpoint, TensorReader, digest_file, fingerprin
 from planner.errors import CheckpointError, FileUnreadable, LedgerDamaged
 from planner.transaction.line import in_line, side_by_side
 from planner.transaction.residuals import PIECE, Coding
-from planner.transaction.state import files_of
+from planner.transaction.state import files_of, shard_digest
 from planner.transaction.types import Residual, State
 from planner.transaction.undo import Backwards, UndoData
 from planner.transaction.writing import WORTH_THREADS, Pool, Written
@@ -89,7 +89,8 @@ def _compared(stage: Path, written: Written, undone: Undone | None, progress: Pr
         elif name in written.linked:  # the very file that was read before
             progress(state.st_size)
         elif name in shards:
-            if _reread(found, name, written, undone, progress) != meant.digest:
+            header = found.header_bytes(name)
+            if shard_digest(header, _reread(found, name, written, undone, progress)) != meant.digest:
                 wrong.append(name)
         else:
             with fsio.storage_errors(path):
@@ -115,14 +116,16 @@ class _Back:
 class _Piece:
     data: NDArray[np.uint8]
     buffer: NDArray[np.uint8]
+    hasher: Any
+    """Of the tensor that it is a piece of."""
     back: _Back | None
     last: bool
 
 
-def _reread(found: Checkpoint, shard: str, written: Written, undone: Undone | None, progress: Progress) -> str:
-    """The digest of a shard; its coded tensors are taken back on the way. Raises `StorageError` where that fails."""
+def _reread(found: Checkpoint, shard: str, written: Written, undone: Undone | None, progress: Progress) -> list[str]:
+    """The digests of a shard's tensors; coded ones are taken back on the way. Raises `StorageError` if that fails."""
     pool = Pool()
-    whole = blake3(found.header_bytes(shard))
+    digests: list[str] = []
     entries = found.header(shard).entries
 
     def pieces() -> Generator[_Piece]:
@@ -132,14 +135,17 @@ def _reread(found: Checkpoint, shard: str, written: Written, undone: Undone | No
                 if undone and entry.name in undone.residuals:
                     residual, coding = undone.residuals[entry.name], undone.codings[entry.name]
                     back = _Back(entry.name, Backwards(undone.data, residual, coding), blake3())
-                for offset in range(0, entry.nbytes, PIECE):
+                hasher = blake3()
+                for offset in range(0, max(entry.nbytes, 1), PIECE):
                     buffer = pool.take()
                     data = buffer[: min(PIECE, entry.nbytes - offset)]
                     reader.read_into(data.data, found.tensors[entry.name], offset)
-                    yield _Piece(data, buffer, back, offset + PIECE >= entry.nbytes)
+                    yield _Piece(data, buffer, hasher, back, offset + PIECE >= entry.nbytes)
 
-    def hash_whole(piece: _Piece) -> None:
-        whole.update(piece.data.data)
+    def hash_tensor(piece: _Piece) -> None:
+        piece.hasher.update(piece.data.data)
+        if piece.last:
+            digests.append("blake3:" + piece.hasher.hexdigest())
 
     old = np.empty(PIECE, np.uint8)
 
@@ -158,11 +164,11 @@ def _reread(found: Checkpoint, shard: str, written: Written, undone: Undone | No
             raise fsio.not_as_written(f"undo data of {piece.back.name}")
 
     threads = sum(entry.nbytes for entry in entries) >= WORTH_THREADS
-    with closing(in_line(pieces(), hash_whole, take_back, threads=threads)) as done:
+    with closing(in_line(pieces(), hash_tensor, take_back, threads=threads)) as done:
         for piece in done:
             pool.give_back(piece.buffer)
             progress(piece.data.size)
-    return "blake3:" + str(whole.hexdigest())
+    return digests
 
 
 def _prove_originals(undone: Undone, written: Written) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from blake3 import blake3
@@ -14,9 +14,12 @@ from planner.checkpoint import Checkpoint, digest_file, fingerprint_of
 from planner.errors import StorageError
 from planner.transaction.types import FileState, State
 
-__all__ = ["LEDGER_FOLDER", "files_of", "folders_of", "measure"]
+__all__ = ["LEDGER_FOLDER", "SHARD", "files_of", "folders_of", "measure", "shard_digest"]
 
 LEDGER_FOLDER = ".planner"
+
+SHARD = "shard-blake3:"
+"""Before the digest of a shard. In ledgers of versions before 0.3 that is one of the whole file, `blake3:`."""
 
 Progress = Callable[[int], None]
 
@@ -78,18 +81,29 @@ def measure(checkpoint: Checkpoint, *, progress: Progress | None = None) -> Stat
     return State(fingerprint=fingerprint_of(checkpoint, tensors), files=files, tensors=tensors)
 
 
+def shard_digest(header: bytes, digests: Iterable[str]) -> str:
+    """Digest of a shard, from its header as it lies in the file and the digests of its tensors, in the header's order.
+
+    The header says where each tensor lies, and the tensors cover the rest of the file: every byte counts, and none is
+    hashed twice, which would take half as long again.
+    """
+    hasher = blake3(header)
+    for digest in digests:
+        hasher.update(digest.encode() + b"\n")
+    return SHARD + hasher.hexdigest()
+
+
 def _measure_shard(checkpoint: Checkpoint, name: str, tensors: dict[str, str], progress: Progress | None) -> str:
-    """Digest of a shard; those of its tensors go into `tensors`. The tensors cover the data, so one reading does."""
-    whole = blake3(checkpoint.header_bytes(name))
-    for entry in checkpoint.header(name).entries:
+    """Digest of a shard; those of its tensors go into `tensors`."""
+    entries = checkpoint.header(name).entries
+    for entry in entries:
         hasher = blake3()
         for chunk in checkpoint.chunks(checkpoint.tensors[entry.name]):
             hasher.update(chunk)
-            whole.update(chunk)
             if progress:
                 progress(len(chunk))
         tensors[entry.name] = "blake3:" + hasher.hexdigest()
-    return "blake3:" + whole.hexdigest()
+    return shard_digest(checkpoint.header_bytes(name), (tensors[entry.name] for entry in entries))
 
 
 def _raise(error: OSError) -> None:

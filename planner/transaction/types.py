@@ -26,7 +26,7 @@ class FileState(Record):
     """One file as it was."""
 
     digest: str
-    """BLAKE3 digest of its bytes."""
+    """BLAKE3 digest of its bytes; for a shard, `shard-blake3:`, of its header and the digests of its tensors."""
     size: int
     """Bytes."""
     mode: int

@@ -22,7 +22,7 @@ from planner.checkpoint import Checkpoint, TensorReader, digest_bytes, digest_fi
 from planner.dtypes import BITS
 from planner.transaction.line import in_line
 from planner.transaction.residuals import PIECE, Coding
-from planner.transaction.state import files_of, folders_of
+from planner.transaction.state import files_of, folders_of, shard_digest
 from planner.transaction.types import FileState, State
 
 __all__ = ["Added", "Change", "Changes", "Content", "Outcome", "Pool", "Written", "fill_stage"]
@@ -150,7 +150,6 @@ class _Work:
     """One tensor on its way."""
 
     name: str
-    shard: _Shard
     nbytes: int
     unit: int
     """Bytes of an element, where they are whole."""
@@ -163,13 +162,6 @@ class _Work:
     coded: bool = False
     residual: Bytes | None = None
     """Room for that of one piece."""
-
-
-@dataclass(slots=True)
-class _Shard:
-    old: Any
-    new: Any
-    """None where the file stays as it is."""
 
 
 @dataclass(slots=True)
@@ -213,8 +205,7 @@ class _Filling:
             or name in self._changes.added
             or any(entry.name in self._changes.tensors or entry.name in self._changes.removed for entry in entries)
         )
-        hashes = _Shard(blake3(old_header), blake3(new_header) if rewritten else None)
-        with closing(self._shard_bytes(name, new_header, hashes)) as content:
+        with closing(self._shard_bytes(name, new_header)) as content:
             if rewritten:
                 fsio.create_file(target, content, like=source, durable=False)
             else:
@@ -224,11 +215,15 @@ class _Filling:
         with fsio.storage_errors(source):
             found = source.stat()
         mode = stat.S_IMODE(found.st_mode)
-        self.before[name] = FileState(digest=_named(hashes.old), size=found.st_size, mode=mode)
+        digest = shard_digest(old_header, (self.old_digests[entry.name] for entry in entries))
+        self.before[name] = FileState(digest=digest, size=found.st_size, mode=mode)
         if rewritten:
             with fsio.storage_errors(target):
                 size = target.stat().st_size
-            self.after[name] = FileState(digest=_named(hashes.new), size=size, mode=mode)
+            kept = [entry.name for entry in entries if entry.name not in self._changes.removed]
+            kept += [added.name for added in self._changes.added.get(name, ())]
+            digest = shard_digest(new_header, (self.new_digests[tensor] for tensor in kept))
+            self.after[name] = FileState(digest=digest, size=size, mode=mode)
         else:
             self.after[name] = self.before[name]
 
@@ -265,23 +260,23 @@ class _Filling:
             if target.samefile(source):
                 self.linked.add(name)
 
-    def _shard_bytes(self, name: str, header: bytes, hashes: _Shard) -> Generator[memoryview]:
+    def _shard_bytes(self, name: str, header: bytes) -> Generator[memoryview]:
         yield memoryview(header)
         threads = sum(entry.nbytes for entry in self._checkpoint.header(name).entries) >= WORTH_THREADS
         steps = (self._hash_old, self._transform, self._hash_new)
-        with closing(in_line(self._pieces(name, hashes), *steps, threads=threads)) as done:
+        with closing(in_line(self._pieces(name), *steps, threads=threads)) as done:
             for piece in done:
                 if piece.new is not None:
                     yield piece.new.data
                 self._count(piece)
 
-    def _pieces(self, name: str, hashes: _Shard) -> Generator[_Piece]:
+    def _pieces(self, name: str) -> Generator[_Piece]:
         """What there is to do, with the old bytes read."""
         with TensorReader(self._checkpoint) as reader:
             for entry in self._checkpoint.header(name).entries:
                 change = self._changes.tensors.get(entry.name)
                 removed = entry.name in self._changes.removed
-                work = _Work(entry.name, hashes, entry.nbytes, max(BITS[entry.dtype] // 8, 1), change, old=blake3())
+                work = _Work(entry.name, entry.nbytes, max(BITS[entry.dtype] // 8, 1), change, old=blake3())
                 work.new = blake3() if change else None
                 if change and change.coding and self._keep_residual and entry.nbytes > _SMALL:
                     work.coded, work.residual = True, np.empty(change.coding.room, np.uint8)
@@ -295,7 +290,7 @@ class _Filling:
                     same = change is None and not removed
                     yield _Piece(work, old, old if same else None, [buffer], offset + PIECE >= entry.nbytes)
             for added in self._changes.added.get(name, ()):
-                work = _Work(added.name, hashes, added.nbytes, 1, None, new=blake3(), changed=added.elements)
+                work = _Work(added.name, added.nbytes, 1, None, new=blake3(), changed=added.elements)
                 yield from self._with_content(work, added.content, None)
 
     def _with_content(self, work: _Work, content: Content, reader: TensorReader | None) -> Generator[_Piece]:
@@ -317,7 +312,6 @@ class _Filling:
     def _hash_old(self, piece: _Piece) -> None:
         if piece.old is not None and piece.work.old is not None:
             piece.work.old.update(piece.old)
-            piece.work.shard.old.update(piece.old)
 
     def _transform(self, piece: _Piece) -> None:
         work, change = piece.work, piece.work.change
@@ -342,11 +336,8 @@ class _Filling:
             piece.residual = work.residual[:size].tobytes()
 
     def _hash_new(self, piece: _Piece) -> None:
-        if piece.new is not None:
-            if piece.work.new is not None:
-                piece.work.new.update(piece.new)
-            if piece.work.shard.new is not None:
-                piece.work.shard.new.update(piece.new)
+        if piece.new is not None and piece.work.new is not None:
+            piece.work.new.update(piece.new)
 
     def _count(self, piece: _Piece) -> None:
         """What is left to do once a piece is written."""

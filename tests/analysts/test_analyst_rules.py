@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from builders import random_tensor, write_checkpoint
+from models.tiny import build
 
 from planner.analysts import RulesAnalyst
 from planner.dtypes import FLOATS
@@ -203,3 +205,29 @@ def test_on_the_tiny_model_the_rules_speak_and_the_check_agrees(brief, tiny_mode
     assert proposal.analyst.kind == "rules"
     assert proposal.analyst.requests == 0
     assert f"{len(proposal.modifications)} anomal" in proposal.note
+
+
+def test_what_a_normaliser_would_cancel_is_not_proposed(brief, tmp_path):
+    """The same outlying layer in a Qwen 3, whose q_proj feeds a norm, and in a Llama, whose q_proj does not."""
+    found = {}
+    for key in ("qwen3", "llama"):
+        tiny = build(key)
+        config = tiny.config | {"num_hidden_layers": LAYERS}
+        for listed in ("layer_types", "no_rope_layers"):
+            config.pop(listed, None)
+        inside = {name: values for name, values in tiny.tensors.items() if ".layers.0." in name}
+        tensors = {name: values for name, values in tiny.tensors.items() if ".layers." not in name}
+        for layer in range(LAYERS):
+            for number, (name, values) in enumerate(inside.items()):
+                random = np.random.default_rng(100 * layer + number)
+                drawn = random.permutation(values.reshape(-1)).reshape(values.shape) * random.normal(1, 0.01)
+                tensors[name.replace(".layers.0.", f".layers.{layer}.")] = drawn
+        tensors[Q_OF_3] = tensors[Q_OF_3] * 0.5
+        replace(tiny, tensors=tensors, config=config).write(tmp_path / key, "BF16")
+        proposal = RulesAnalyst().propose(brief(tmp_path / key))
+        found[key] = kinds(proposal)
+        assert ("change nothing" in proposal.note) is (key == "qwen3")
+    assert found == {"qwen3": [], "llama": [("scale", (Q_OF_3,))]}
+
+
+Q_OF_3 = "model.layers.3.self_attn.q_proj.weight"

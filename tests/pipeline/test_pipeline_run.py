@@ -102,6 +102,7 @@ def test_the_rule_reads_confidence_and_size_and_writes_them_down(run, pipeline, 
     review = read_plan((tmp_path / "run" / "reviewed.json").read_text()).review
     assert [decision.decision for decision in review.values()] == ["approved", "rejected", "rejected"]
     assert "confidence 0.15, relative change 0.0" in review["m02"].comment
+    assert review["m02"].comment.endswith(", effect effective")
     assert outcome_of(tmp_path / "run").modifications == 1
     assert run(pipeline(more="[review]\nmost_relative_change = 0.001\n"), folder="small").status == 3
 
