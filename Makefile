@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CODE := planner tests examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-model test check format format-check lint types floors schemas schemas-check bench bench-profile bench-apply lock clean
+.PHONY: help demo demo-model test check format format-check lint types floors schemas schemas-check effects-sweep bench bench-profile bench-apply lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -59,6 +59,10 @@ schemas: $(VENV)/.demo ## Write schemas/ from the types
 schemas-check: $(VENV)/.dev
 	$(BIN)/planner schemas --check
 
+effects-sweep: $(VENV)/.dev ## Every operation on every role of every family, against transformers (a quarter of an hour)
+	PLANNER_SWEEP=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -rA -q tests/effects/test_effects_cells.py \
+		tests/effects/test_effects_compensations.py tests/effects/test_effects_loaders.py
+
 bench: $(VENV)/.dev ## Speed and memory, as ratios side by side in one run
 	$(BIN)/python tests/bench/bench.py
 
@@ -66,8 +70,14 @@ bench-profile: $(VENV)/.dev ## The profiler against reading, torch and numpy (ab
 	$(BIN)/python tests/bench/bench_profile.py
 
 # LIST is the published list of 44 modifications; MERGEKIT, if given, a Python that has mergekit.
-bench-apply: $(VENV)/.dev ## Preview and apply against cp, a plain script and mergekit (LIST=..., MERGEKIT=PYTHON)
-	$(BIN)/python tests/bench/bench_apply.py --modifications "$(LIST)" $(if $(MERGEKIT),--mergekit "$(MERGEKIT)")
+# mergekit asks for other versions of what the planner uses, so it has an environment of its own.
+$(VENV)/mergekit/bin/python: | $(BIN)/python
+	@echo "installing mergekit into $(VENV)/mergekit"
+	$(BIN)/python -m venv $(VENV)/mergekit
+	$@ -m pip install --quiet --disable-pip-version-check mergekit==0.1.5 $$(grep '^torch==' .ci/lock.txt)
+
+bench-apply: $(VENV)/.dev $(VENV)/mergekit/bin/python ## Preview and apply against cp, mergekit, a plain script (LIST=FILE)
+	$(BIN)/python tests/bench/bench_apply.py --mergekit $(VENV)/mergekit/bin/python $(if $(LIST),--modifications "$(LIST)")
 
 lock: $(VENV)/.dev ## Write the versions of this environment into .ci/lock.txt
 	@{ head -n 1 .ci/lock.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > .ci/lock.new

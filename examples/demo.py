@@ -29,7 +29,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="planner-demo-") as name:
         folder = Path(name)
         shutil.copytree(EXAMPLES / MODEL, folder / MODEL)
-        for file in ("suite.toml", "strict.toml", "pipeline.toml"):
+        for file in ("suite.toml", "strict.toml", "pipeline.toml", "patches.json"):
             shutil.copy(EXAMPLES / file, folder)
         before = file_digests(folder / MODEL)
         evaluation = story(folder)
@@ -43,24 +43,28 @@ def story(folder: Path) -> dict[str, Any]:
     """Run the commands one after the other; returns the evaluation of the patched model."""
     chapter("1. What is in the weights?", "Exact statistics of every tensor, in bounded memory.")
     run(folder, f"planner profile {MODEL}")
+    run(folder, f"planner map {MODEL}")
     chapter("2. What could be changed, and why?", "The built-in rules; --llm asks a language model instead.")
     run(folder, f"planner propose {MODEL} --goal 'lower loss on short stories' --analyst rules --out plan.json")
-    chapter("3. What would it do?", "Computed from every stored element; nothing is changed.")
+    chapter("3. What would it do?", "Exactly to the bits, provably to the model; nothing is changed.")
     run(folder, f"planner check plan.json --model {MODEL}")
-    chapter("4. A person decides.", "Only what is approved can reach the disk.")
+    chapter("4. And what would a list from elsewhere do?", "It sounds as good; the check says what each change is worth.")
+    run(folder, f"planner import-patch patches.json --model {MODEL} --out imported.json")
+    run(folder, f"planner check imported.json --model {MODEL}", statuses=(3,))
+    chapter("5. A person decides.", "Only what is approved can reach the disk.")
     run(folder, f"planner review plan.json --model {MODEL} --approve all --why 'small and reversible'")
-    chapter("5. Apply, as one transaction.", "A complete new checkpoint, or nothing.")
+    chapter("6. Apply, as one transaction.", "A complete new checkpoint, or nothing.")
     run(folder, f"planner apply plan.json --model {MODEL} --out {PATCHED}")
-    chapter("6. What is different on disk?", "An operation is named only if it explains every bit.")
+    chapter("7. What is different on disk?", "An operation is named only if it explains every bit.")
     run(folder, f"planner diff {MODEL} {PATCHED}")
-    chapter("7. Did it help, and how sure are we?", "Paired on held-out documents; drift; gates.")
+    chapter("8. Did it help, and how sure are we?", "Paired on held-out documents; drift; gates.")
     run(folder, f"planner evaluate {PATCHED} --baseline {MODEL} --suite suite.toml --out evaluation.json")
-    chapter("8. Undo it.", "Bit for bit, with the history kept.")
+    chapter("9. Undo it.", "Bit for bit, with the history kept.")
     run(folder, f"planner revert {PATCHED} --to 0")
     run(folder, f"planner verify {PATCHED}")
     run(folder, f"planner log {PATCHED}")
     chapter(
-        "9. The same, unattended.", "Here only a measured improvement passes; exit status 5 says that a gate refused."
+        "10. The same, unattended.", "Here only a measured improvement passes; exit status 5 says that a gate refused."
     )
     run(folder, "planner run pipeline.toml --run-dir run", statuses=(0, 5))
     found: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())

@@ -32,11 +32,14 @@ def test_the_demo_tells_the_whole_story_and_leaves_the_example_alone(tmp_path: P
     assert done.returncode == 0, done.stdout + done.stderr
     assert digests(EXAMPLES / "tiny-model") == before
     assert not list(tmp_path.glob("planner-*"))
-    verbs = re.findall(r"^\$ planner (\w+)", done.stdout, re.MULTILINE)
+    verbs = re.findall(r"^\$ planner ([\w-]+)", done.stdout, re.MULTILINE)
     assert verbs == [
-        *("profile", "propose", "check", "review", "apply", "diff", "evaluate"),
+        *("profile", "map", "propose", "check", "import-patch", "check", "review", "apply", "diff", "evaluate"),
         *("revert", "verify", "log", "run"),
     ]
+    for effect in ("m01: effective", "m02: invariant", "m03: rescales_logits", "m04: void"):
+        name, _, word = effect.partition(": ")
+        assert f"{word}: {name}\n" in done.stdout
     assert "would often go unseen" in done.stdout
     summary = done.stdout.partition("━━ Summary")[2]
     assert "p = " in summary

@@ -118,7 +118,7 @@ def _facts(model: ModelMap) -> list[str]:
         for fact in _of_layer(decoder.layer(number)):
             said.setdefault(fact, []).append(number)
     facts = [f"{decoder.layers} layers, {decoder.width:,} channels, {decoder.vocabulary:,} tokens"]
-    facts += [f if len(n) == decoder.layers else f"{f} (layers {_ranges(n)})" for f, n in said.items()]
+    facts += [f if len(n) == decoder.layers else f"{f} ({_layers(n)})" for f, n in said.items()]
     if decoder.embedding_norm:
         facts.append(f"embedding: {_norm(decoder.embedding_norm)}")
     if decoder.final_norm:
@@ -143,12 +143,12 @@ def _of_layer(layer: Layer) -> list[str]:
         facts.append(
             f"MLP: gated, {mlp.width:,} neurons, {mlp.activation}{', gate and up in one' if not mlp.up else ''}"
         )
-    order = {"parallel": "attention and MLP side by side", "after": "normalised after each addition"}
-    facts += [order[layer.order]] if layer.order in order else []
+    facts += ["attention and MLP side by side"] if layer.order == "parallel" else []
+    after = layer.order == "after"
     norms = (
-        ("before the attention", layer.attention_norm),
+        ("after the attention is added" if after else "before the attention", layer.attention_norm),
         ("after the attention", layer.attention_post_norm),
-        ("before the MLP", layer.mlp_norm),
+        ("after the MLP is added" if after else "before the MLP", layer.mlp_norm),
         ("after the MLP", layer.mlp_post_norm),
     )
     facts += [f"{where}: {_norm(norm)}" for where, norm in norms if norm]
@@ -167,7 +167,8 @@ def _attention(attention: Attention | LatentAttention) -> str:
     fused = ", fused" if attention.fused else ""
     turned = f", {attention.rotary} channels rotated" if attention.rotary else ", not rotated"
     normed = f"; queries and keys: {_norm(attention.query_norm)}" if attention.query_norm else ""
-    return f"attention: {attention.heads} heads of {attention.width}{fused}, {kind}{turned}{normed}"
+    clipped = "; queries, keys and values are clipped" if attention.clip else ""
+    return f"attention: {attention.heads} heads of {attention.width}{fused}, {kind}{turned}{normed}{clipped}"
 
 
 def _norm(norm: Norm) -> str:
@@ -176,6 +177,10 @@ def _norm(norm: Norm) -> str:
     plus = ", as 1 + w" if norm.one_plus else ""
     bias = ", with bias" if norm.bias else ""
     return f"{named}{kind}{' per head' if norm.over == 'head' else ''}{plus}{bias}"
+
+
+def _layers(numbers: list[int]) -> str:
+    return f"layer{'' if len(numbers) == 1 else 's'} {_ranges(numbers)}"
 
 
 def _ranges(numbers: list[int]) -> str:

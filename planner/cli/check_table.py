@@ -30,16 +30,17 @@ def show_report(plan: Plan, report: CheckReport, screen: Screen, *, every: bool 
     """The previews and effects as a table, the reasons, every problem. `every` lists every tensor."""
     stale = any(problem.code == "stale-plan" for problem in report.problems)
     if report.modifications and not stale:  # what the plan would do to another checkpoint is of no interest
-        headings = ("modification, tensor", "effect", "changed", "|dW|/|W|", "scale", "max|w|")
-        screen.table(headings, list(_rows(plan, report, every)), left=2, spare=("max|w|", "scale"))
+        # The second column is the widest by far, so it is what is folded where room is short; an effect never is.
+        headings = ("id", "operation, tensor", "effect", "changed", "|dW|/|W|", "scale", "max|w|")
+        screen.table(headings, list(_rows(plan, report, every)), left=3, spare=("max|w|", "scale"))
         _show_reasons(report, screen)
         _show_whole(report, screen)
     for warning in report.warnings:
-        screen.show(f"warning: {warning}")
+        screen.prose(f"warning: {warning}", indent=0)
     for problem in report.problems:
-        screen.show(f"{problem.modification or 'plan'}: [{problem.code}] {problem.message}")
-        screen.show(f"    {problem.hint}")
-    screen.show(f"limits: {_limits(report.policy)}")
+        screen.prose(f"{problem.modification or 'plan'}: [{problem.code}] {problem.message}", indent=0)
+        screen.prose(problem.hint, indent=4)
+    screen.prose(f"limits: {_limits(report.policy)}", indent=0)
     count = len(report.problems)
     screen.show("accepted" if report.accepted else f"refused: {count} problem{'s' if count > 1 else ''}")
 
@@ -50,15 +51,15 @@ def _rows(plan: Plan, report: CheckReport, every: bool) -> Iterator[tuple[str, .
         said = describe(operations[checked.id].model_dump())
         if len(checked.tensors) == 1:
             tensor = checked.tensors[0]
-            yield (f"{checked.id}  {said}  {tensor.name}", *_figures(tensor, checked.effect))
+            yield (checked.id, f"{said}  {tensor.name}", *_figures(tensor, checked.effect))
             continue
         count = len(checked.tensors)
-        yield (f"{checked.id}  {said}  {count:,} tensors", _IDLE.get(checked.effect, checked.effect), *[""] * 4)
+        yield (checked.id, f"{said}  {count:,} tensors", _IDLE.get(checked.effect, checked.effect), *[""] * 4)
         shown = checked.tensors if every or count <= _MOST_TENSORS + 1 else checked.tensors[:_MOST_TENSORS]
         for tensor in shown:
-            yield (f"  {tensor.name}", *_figures(tensor, tensor.effect))
+            yield ("", tensor.name, *_figures(tensor, tensor.effect))
         if len(shown) < count:
-            yield (f"  ... and {count - len(shown):,} more (--all lists them)", *[""] * 5)
+            yield ("", f"... and {count - len(shown):,} more (--all lists them)", *[""] * 5)
 
 
 def _weight(checked: CheckedModification) -> tuple[int, float]:
@@ -89,10 +90,10 @@ def _show_reasons(report: CheckReport, screen: Screen) -> None:
     for (effect, general), found in reasons.items():
         why = next(iter(found.values())) if len(found) == 1 else general
         screen.show(f"{effect}: {_listed(list(found))}")
-        screen.show(f"    {why}")
+        screen.prose(why, indent=4)
     for checked in report.modifications:
         for note in checked.notes:
-            screen.show(f"{checked.id}: {note}")
+            screen.prose(f"{checked.id}: {note}", indent=0)
         for array in checked.arrays:
             made = "; ".join(f"{key}: {value}" for key, value in array.metadata.items() if key != "format")
             screen.show(
@@ -102,7 +103,7 @@ def _show_reasons(report: CheckReport, screen: Screen) -> None:
 
 def _show_whole(report: CheckReport, screen: Screen) -> None:
     if len(report.modifications) > 1:
-        screen.show(f"the plan as a whole is {report.plan_effect}: {report.plan_why}")
+        screen.prose(f"the plan as a whole is {report.plan_effect}: {report.plan_why}", indent=0)
     if report.total_change is not None:
         screen.show(f"all weights together change by {report.total_change:.3g} of their norm")
     idle = sum(checked.effect in _IDLE for checked in report.modifications)

@@ -26,7 +26,7 @@ def command(
     screen.emit(found)
     screen.show(f"{found.name}: {found.family or 'unknown family'}" + ("" if found.known else f": {found.reason}"))
     for fact in found.facts:
-        screen.show(f"  {fact}")
+        screen.prose(fact, indent=2)
     rows, layers_seen = [], set()
     for tensor in found.tensors:
         kind = (tensor.part, tensor.role, shapes.get(tensor.name))
@@ -43,6 +43,6 @@ def command(
         if left_out:
             screen.show(f"{left_out:,} more tensors like these in other layers or experts (--all lists them)")
     for name, why in found.unread.items():
-        screen.show(f"{name}: {why}")
+        screen.prose(f"{name}: {why}", indent=0)
     for name in found.unmapped[:10]:
         screen.show(f"{name}: no place in this family; its effects are unknown")

@@ -75,6 +75,11 @@ class Change:
             self.added == "nothing" and isinstance(rows, float) and isinstance(columns, float) and rows == columns == 1
         )
 
+    @property
+    def zeroes(self) -> bool:
+        """Whether some row or column becomes zero."""
+        return any(f == 0 if isinstance(f, float) else bool((f == 0).any()) for f in (self.rows, self.columns))
+
     def turned(self) -> Change:
         """The same of the transposed matrix."""
         turned: dict[Added, Added] = {"same_rows": "same_columns", "same_columns": "same_rows"}
@@ -96,7 +101,7 @@ class Change:
 
     def then(self, later: Change) -> Change:
         """This change and a later one of the same tensor."""
-        if later.arbitrary and bool(np.any(np.asarray(self.rows) == 0) or np.any(np.asarray(self.columns) == 0)):
+        if later.arbitrary and self.zeroes:
             return _ANYTHING  # what was zero may be anything again
         rows, columns = uniform(times(self.rows, later.rows)), uniform(times(self.columns, later.columns))
         measured = self.measured or later.measured

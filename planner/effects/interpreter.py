@@ -13,7 +13,8 @@ from math import isnan
 
 from planner.architecture.graph import Graph, Node, Sum
 from planner.effects.changes import Change
-from planner.effects.transfer import Event, Facts, transfer
+from planner.effects.facts import Event, Facts
+from planner.effects.transfer import transfer
 from planner.effects.values import ANYTHING, SAME, Value
 
 __all__ = ["Outcome", "interpret"]
@@ -49,13 +50,14 @@ def interpret(
     seen = set(waiting)
     values: dict[int, Value] = {}
     logits = len(graph.nodes) - 1
+    stops = not any(change.zeroes for change in changes.values())
     while waiting:
         place = heapq.heappop(waiting)
         node = graph.nodes[place]
         value = transfer(place, [values.get(source, SAME) for source in node.inputs], facts)
         if value.same:
             continue
-        if _lost(node, value):
+        if stops and _lost(node, value):
             return Outcome(ANYTHING, tuple(facts.events), tuple(facts.doubts))
         values[place] = value
         for consumer in graph.consumers[place]:
@@ -66,7 +68,7 @@ def interpret(
 
 
 def _lost(node: Node, value: Value) -> bool:
-    """Whether the whole residual stream may be anything: all that follows reads it, and only a zero could end that."""
+    """Whether the whole residual stream may be anything: all that follows reads it, and only zeros could end that."""
     return isinstance(node, Sum) and node.stream and isinstance(value.factor, float) and isnan(value.factor)
 
 

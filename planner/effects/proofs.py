@@ -8,8 +8,8 @@ from planner.architecture import Parameter
 from planner.architecture.graph import Attend, Graph, Linear, Mix, Node, Normalize, Route, Softcap
 from planner.architecture.roles import role_of
 from planner.effects.factors import TOLERANCE, uniform
+from planner.effects.facts import Event
 from planner.effects.interpreter import Outcome
-from planner.effects.transfer import Event
 from planner.effects.types import Effect
 
 __all__ = ["doubted", "explained", "named"]
@@ -57,6 +57,8 @@ def doubted(graph: Graph, changed: Sequence[Parameter], doubt: Event) -> str:
     what, node = named(changed), graph.nodes[doubt.place]
     if doubt.kind == "choice":
         return f"{what}: only which experts are chosen could change, and that depends on the data"
+    if doubt.kind == "level":
+        return f"{what}: a LayerNorm takes one number out of each head; whether more is added, only the values tell"
     met = "a factor" if doubt.factor is None else f"a factor of {doubt.factor:.3g}"
     if doubt.kind == "measured":
         return f"{what} feeds {_normalizer(node)}, but how small the factor is, beside epsilon, only the values tell"
@@ -84,7 +86,11 @@ def _invariant(graph: Graph, what: str, events: Sequence[Event]) -> str:
     undone = _listed(graph.nodes[e.place].says for e in events if _undone(graph, e))
     for event in events:
         node = graph.nodes[event.place]
-        reason = f"the columns of {undone} undo the factor" if _undone(graph, event) else _reason(node, event)
+        reason = (
+            f"{undone} {'undo' if ' and ' in undone else 'undoes'} the factor"
+            if _undone(graph, event)
+            else _reason(node, event)
+        )
         if reason:
             reasons[reason] = None
     found = list(reasons)
@@ -93,7 +99,7 @@ def _invariant(graph: Graph, what: str, events: Sequence[Event]) -> str:
     if len(found) == 1 and events[0].kind == "cancelled" and " with " not in what:
         sign = "a positive factor" if (events[0].factor or 1) > 0 else "the size of a factor"
         return f"{what} feeds {_normalizer(graph.nodes[events[0].place])}; {sign} cancels"
-    more = f"; and {len(found) - _MOST} reasons more" if len(found) > _MOST else ""
+    more = f"; and so on ({len(found) - _MOST} more)" if len(found) > _MOST else ""
     return f"{what}: {'; '.join(found[:_MOST])}{more}"
 
 
@@ -129,16 +135,21 @@ def _reason(node: Node, event: Event) -> str:
 def _effective(graph: Graph, what: str, changed: Sequence[Parameter], outcome: Outcome, *, measured: bool) -> str:
     rest = _cancelled(graph, outcome.events)
     layers = {parameter.layer for parameter in changed}
-    first = " first" if len(layers) > 1 else ""
+    first = " (the first of several)" if len(layers) > 1 else ""
     for event in outcome.events:
         said = _mechanism(graph.nodes[event.place], event, first, measured=measured)
         if said:
             return f"{what}: {said}{rest}"
     factor = uniform(outcome.logits.factor)
-    if isinstance(factor, float) and factor == factor and not outcome.logits.offset:
-        if factor == 0:
-            return f"{what}: all logits become equal{rest}"
-        return f"{what}: all logits are multiplied by {factor:.6g}, which turns their order round{rest}"
+    if not isinstance(factor, float):
+        return f"{what}: the logits of different tokens no longer have the same factor{rest}"
+    if factor > 0:
+        return f"{what}: something else is added to each token's logit{rest}"
+    if factor == 0:
+        return f"{what}: all logits become zero{rest}"
+    if factor < 0:
+        by = "a negative factor" if measured else f"{factor:.6g}"
+        return f"{what}: all logits are multiplied by {by}, which turns their order round{rest}"
     return f"{what}: no rule takes it away on its way to the logits{rest}"
 
 
@@ -158,6 +169,8 @@ def _mechanism(node: Node, event: Event, first: str, *, measured: bool) -> str:
             return f"the experts{where} no longer share one factor"
         case "branch" if event.factor == 0:
             return f"what {half} adds{where} is taken out"
+        case "branch" if event.factor is None:
+            return f"what {half} adds{where} no longer has the factor that the rest of the sum has"
         case "branch":
             return f"what {half} adds{where} is {by}, the rest of the sum is not"
         case "stream":
@@ -190,4 +203,6 @@ def _listed(names: Iterable[str]) -> str:
 def _normalizer(node: Node) -> str:
     assert isinstance(node, Normalize)
     kind = {"rms": "an RMSNorm", "layer": "a LayerNorm", "l2": "a division by the length"}[node.kind]
+    if node.says.isdigit():  # one of the norms that a head each has
+        return f"the norm of each head, {kind}"
     return f"{node.says}, {kind}{' per head' if node.group < node.width else ''}"

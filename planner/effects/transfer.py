@@ -6,9 +6,8 @@ that a channel may be anything is not, it only says that no theorem here applies
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,6 @@ from planner.architecture.graph import (
     Attend,
     Channels,
     Clip,
-    Graph,
     Join,
     Linear,
     Lookup,
@@ -29,14 +27,14 @@ from planner.architecture.graph import (
     Route,
     Softcap,
     Sum,
-    Weight,
 )
 from planner.effects.attending import attended
 from planner.effects.changes import Added, Change
 from planner.effects.factors import TOLERANCE, UNKNOWN, Factors, is_unknown, known_equal, times, uniform
+from planner.effects.facts import Facts
 from planner.effects.values import ANYTHING, SAME, Mask, Shift, Value, at
 
-__all__ = ["Event", "Facts", "transfer"]
+__all__ = ["SMALLEST", "transfer"]
 
 _UNCHANGED = Change()
 _FROM_ZERO = frozenset({"silu", "gelu", "relu", "relu2", "tanh", "xielu"})
@@ -47,60 +45,6 @@ LARGEST = 1e4
 """Outside of these a factor is not simply said to cancel in a normaliser. Epsilon's share grows with the inverse square
 of the factor: at 0.1 the logits of small models still keep to 1e-3, at 0.01 they are off by up to a tenth. Above, the
 activations of half precision overflow."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened to a change on its way, for the proof that a person reads."""
-
-    place: int
-    """The node."""
-    kind: str
-    """cancelled, centred, softmax, compensated, blocked, chosen: the change, or a part of it, ends here.
-    curve, clipped, mixed, bias, branch, stream, temperature, level: from here on it is more than a factor."""
-    factor: float | None = None
-    """The factor that met it, where there is one."""
-
-
-@dataclass
-class Facts:
-    """What the rules may ask."""
-
-    graph: Graph
-    changes: Mapping[str, Change]
-    """By the name of the tensor."""
-    zero: frozenset[str] = frozenset()
-    """Tensors whose elements are all zero."""
-    alias: Mapping[str, str] = field(default_factory=dict)
-    """Tensors in whose place a loader reads another."""
-    hopeful: bool = False
-    """Whether what only the data decide is taken to leave everything as it was, rather than to change anything."""
-    events: list[Event] = field(default_factory=list)
-    doubts: list[Event] = field(default_factory=list)
-    """What only the data decide: `choice` of experts; a `small`, `large` or `measured` factor in a normaliser."""
-
-    @cached_property
-    def measured(self) -> bool:
-        """Whether some factor is not known as a number."""
-        return any(change.measured for change in self.changes.values())
-
-    def change(self, weight: Weight) -> Change | None:
-        """What becomes of a stored array, in the orientation of the maths; None: nothing."""
-        found = self.changes.get(self.alias.get(weight.tensor, weight.tensor))
-        return found.turned() if found is not None and weight.transposed else found
-
-    def is_zero(self, weight: Weight) -> bool:
-        """Whether a stored array is all zeros and stays so."""
-        name = self.alias.get(weight.tensor, weight.tensor)
-        return name in self.zero and name not in self.changes
-
-    def tell(self, place: int, kind: str, factor: Factors | None = None) -> None:
-        """Keep an event for the proof."""
-        self.events.append(Event(place, kind, factor if isinstance(factor, float) else None))
-
-    def doubt(self, place: int, kind: str, factor: Factors | None = None) -> None:
-        """Keep what only the data decide."""
-        self.doubts.append(Event(place, kind, factor if isinstance(factor, float) else None))
 
 
 def transfer(place: int, inputs: Sequence[Value], facts: Facts) -> Value:
@@ -135,25 +79,29 @@ def _linear(place: int, node: Linear, inputs: Sequence[Value], facts: Facts) -> 
         if not is_unknown(seen):
             facts.tell(place, "mixed")
         seen = UNKNOWN
-    elif known_equal(seen, 1.0) and not np.all(known_equal(x.factor, 1.0)):
-        facts.tell(place, "compensated", uniform(x.factor))
     if x.shift == "token":
         seen = UNKNOWN  # what one number on all inputs gives is another vector than what the inputs give
     offset: Mask = False
     if x.shift == "steady" or np.any(x.offset):
         offset = change.rows != 0
-    result = Value(uniform(times(change.rows, seen)), offset)
+    factor = uniform(times(change.rows, seen))
+    if isinstance(factor, float) and known_equal(factor, 1.0) and not np.all(known_equal(x.factor, 1.0)):
+        facts.tell(place, "compensated", uniform(x.factor))
+    result = Value(factor, offset)
     return _biased(place, _with_added(place, node, result, x, change.added, facts), node, facts)
 
 
 def _with_added(place: int, node: Linear, result: Value, x: Value, added: Added, facts: Facts) -> Value:
     """The output of a linear map whose matrix has had something added."""
-    if added == "nothing":
-        return result
+    if added == "nothing" or (x.pure and np.all(np.asarray(x.factor) == 0)):
+        return result  # of inputs that are all zero, any matrix makes zeros
     if added != "same_rows" and x.pure and _centred(facts.graph.nodes[node.x]):
         facts.tell(place, "centred")  # every output is moved by a multiple of the sum of the inputs, which is zero
         return result
     if added == "same_columns":
+        if any(_by_head(reader, facts) for reader in _readers(place, facts)):
+            facts.doubt(place, "level")
+            return result if facts.hopeful else replace(result, factor=UNKNOWN)
         return replace(result, factor=UNKNOWN)
     return replace(result, shift="token")
 
@@ -181,6 +129,20 @@ def _biased(place: int, result: Value, node: Linear | Normalize, facts: Facts) -
             facts.tell(place, "bias", uniform(result.factor))
     offset = differs | np.asarray(result.offset)
     return replace(result, offset=offset if np.ndim(offset) else bool(offset), shift=shift)
+
+
+def _readers(place: int, facts: Facts) -> Iterator[Node]:
+    """The nodes that read a node's channels, or some of them."""
+    for consumer in facts.graph.consumers[place]:
+        node = facts.graph.nodes[consumer]
+        yield from _readers(consumer, facts) if isinstance(node, Channels) else (node,)
+
+
+def _by_head(node: Node, facts: Facts) -> bool:
+    """Whether a mean is taken out of each head by itself: only the values tell if what is added is level within it."""
+    if not (isinstance(node, Normalize) and node.kind == "layer"):
+        return False
+    return node.group < node.width or isinstance(facts.graph.nodes[node.x], Channels)
 
 
 def _centred(node: Node) -> bool:
@@ -213,7 +175,11 @@ def _direction(place: int, node: Normalize, x: Value, facts: Facts) -> Factors:
     sizes = np.abs(factor)
     # The mean that is taken out first is that of factors and signs alike.
     compared = factor if node.kind == "layer" else sizes
-    alike = np.isclose(compared, compared[:, :1], rtol=TOLERANCE, atol=0).all(axis=1) & ~offset.any(axis=1)
+    alike = np.isclose(compared, compared[:, :1], rtol=TOLERANCE, atol=0).all(axis=1)
+    level = alike & offset.all(axis=1) & _by_head(node, facts)
+    if level.any():  # what is added may be one number for all of a head
+        facts.doubt(place, "level")
+    alike &= ~offset.any(axis=1) | (level & facts.hopeful)
     if x.shift != "none" and node.kind != "layer":
         alike &= False
     size = sizes[:, 0]
@@ -351,9 +317,11 @@ def _route(place: int, node: Route, inputs: Sequence[Value], facts: Facts) -> Va
 
 def _mix(place: int, _node: Mix, inputs: Sequence[Value], facts: Facts) -> Value:
     route, experts = inputs[0], inputs[1:]
-    factor = experts[0].factor
-    for expert in experts[1:]:
-        factor = factor if expert.factor is factor else _agreed(factor, expert.factor)
+    # Most of hundreds of experts share one factor: each is compared once.
+    several = {v.factor if isinstance(v.factor, float) else id(v.factor): v.factor for v in experts}
+    factor, *others = several.values()
+    for other in others:
+        factor = _agreed(factor, other)
     shifted = any(expert.shift != "none" for expert in experts)
     offset = any(np.any(expert.offset) for expert in experts)
     if is_unknown(factor) and not any(expert.unknown for expert in experts):

@@ -14,6 +14,7 @@ from planner.effects.factors import TOLERANCE, uniform
 from planner.effects.interpreter import Outcome, interpret
 from planner.effects.proofs import doubted, explained, named
 from planner.effects.types import Effect
+from planner.effects.values import ANYTHING, SAME, Value
 
 __all__ = ["BY_CONFIG", "BY_FILE", "Judge", "Verdict"]
 
@@ -73,11 +74,13 @@ class Judge:
     def _by_loader(self, changes: Mapping[str, Change], *, tie_kept: bool) -> Verdict:
         head, embedding = self.model.head, self.model.embedding
         if not (self.model.tied and head and embedding):
-            return self._interpreted(changes, {})
-        tied = self._interpreted(changes, {head: embedding})
+            return self._interpreted(changes, {})[0]
+        tied, old = self._interpreted(changes, {head: embedding})
         if not (self.copies_differ or ((head in changes or embedding in changes) and not tie_kept)):
             return tied
-        apart = self._interpreted(changes, {})
+        apart, new = self._interpreted(changes, {})
+        if _all_zero(old) and _all_zero(new):
+            return tied
         if tied.effect == apart.effect and tied.effect not in ("rescales_logits", "effective"):
             return tied
         if tied.effect == apart.effect and head not in changes and embedding not in changes:
@@ -89,12 +92,13 @@ class Judge:
             f"{BY_FILE} ({apart.effect}: {apart.why})",
         )
 
-    def _interpreted(self, changes: Mapping[str, Change], alias: Mapping[str, str]) -> Verdict:
+    def _interpreted(self, changes: Mapping[str, Change], alias: Mapping[str, str]) -> tuple[Verdict, Value]:
+        """The verdict for one way of loading, and what is known of the logits."""
         graph = self.model.graph
         assert graph is not None, "callers ask only with a known map"
         read = {name: change for name, change in changes.items() if name not in alias}
         if not read:
-            return Verdict("ignored", "this loader does not read it")
+            return Verdict("ignored", "this loader does not read it"), SAME
         capped = isinstance(graph.nodes[-1], Softcap)
         outcome = interpret(graph, read, zero=self.zero, alias=alias)
         effect = _effect(outcome, capped=capped)
@@ -102,9 +106,14 @@ class Judge:
         if outcome.doubts:
             hopeful = interpret(graph, read, zero=self.zero, alias=alias, hopeful=True)
             if _effect(hopeful, capped=capped) != effect:
-                return Verdict("unknown", doubted(graph, changed, outcome.doubts[0]))
+                return Verdict("unknown", doubted(graph, changed, outcome.doubts[0])), ANYTHING
         measured = any(change.measured for change in read.values())
-        return Verdict(effect, explained(graph, changed, outcome, effect, rounded=self.rounded, measured=measured))
+        why = explained(graph, changed, outcome, effect, rounded=self.rounded, measured=measured)
+        return Verdict(effect, why), outcome.logits
+
+
+def _all_zero(logits: Value) -> bool:
+    return logits.pure and bool(np.all(np.asarray(logits.factor) == 0))
 
 
 def _effect(outcome: Outcome, *, capped: bool) -> Effect:

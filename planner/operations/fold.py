@@ -11,8 +11,10 @@ however the tensor was read, because a matrix product may round differently when
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -90,8 +92,13 @@ class Folded:
         """Whether each new element depends on the old element alone."""
         self.passes = 1 + sum(step.operation.observes for step in steps)
         """How often `rewrite` goes through the tensor."""
-        self.table = self.elements(dtype.all_patterns()) if self.pointwise and dtype.tabulable else None
+
+    @cached_property
+    def table(self) -> Patterns | None:
         """New patterns by old pattern, shape [2^bits]; None where the patterns alone do not decide, or are too many."""
+        if not (self.pointwise and self.dtype.tabulable):
+            return None
+        return _table(self)
 
     def rewrite(self, blocks: Blocks) -> Iterator[Patterns]:
         """The new patterns, in order, flat, in pieces. A NaN that stays one and what no step selects keep their bits.
@@ -203,6 +210,27 @@ class Folded:
     def _rounded(self, values: Values) -> Values:
         """Values in the working precision, rounded to the stored dtype."""
         return self.dtype.decode(self.dtype.encode(values.astype(self.dtype.working, copy=False)))
+
+
+_TABLES: OrderedDict[tuple[str, ...], Patterns] = OrderedDict()
+_MOST_TABLES = 64
+
+
+def _table(folded: Folded) -> Patterns:
+    """New patterns by old pattern, read-only; kept for a while.
+
+    A plan often does the same to many tensors, and `check` asks for each of them more than once. What is looked up is
+    how the steps are written, for 0.0 and -0.0 are equal and do not do the same.
+    """
+    written = [f"{step.operation.model_dump_json()} {step.selection!r}" for step in folded.steps]
+    key = (folded.dtype.name, *written)
+    if key not in _TABLES:
+        table = folded.elements(folded.dtype.all_patterns())
+        table.flags.writeable = False
+        _TABLES[key] = table
+        if len(_TABLES) > _MOST_TABLES:
+            _TABLES.popitem(last=False)
+    return _TABLES[key]
 
 
 def _looked_up(table: Patterns, patterns: Patterns) -> Patterns:

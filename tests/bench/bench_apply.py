@@ -1,8 +1,9 @@
 """`planner apply` against copying the files and against mergekit, side by side in one run: `make bench-apply`.
 
 The checkpoint has the shape of Qwen3-0.6B in bf16, with lm_head stored beside the embedding it is tied to: 311 tensors,
-1.5 GB, one file, from a seed. The plan is the one that Tensor Slayer published for that model: 44 modifications, 41
-scales and 3 clamps of whole tensors. Within a round the sides run in turn, and the medians of the ratios are quoted.
+1.5 GB, one file, from a seed. The plan has the shape of the one that Tensor Slayer published for that model, or is that
+one (`--modifications LIST.json`): 44 modifications, 41 scales and 3 clamps of whole tensors. Within a round the sides
+run in turn, and the medians of the ratios are quoted.
 
     cp            the folder, copied; whether it reached the disk is the kernel's affair
     cp; sync      and flushed, as apply leaves it
@@ -67,14 +68,15 @@ CONFIG = {
 def main() -> None:
     """Build the checkpoint and compare."""
     given = argparse.ArgumentParser()
-    given.add_argument("--modifications", type=Path, required=True, help="the published list, JSON")
+    given.add_argument("--modifications", type=Path, help="a list of modifications, JSON; made here by default")
     given.add_argument("--mergekit", help="a Python interpreter that has mergekit")
     given.add_argument("--folder", type=Path, help="where to work")
     options = given.parse_args()
     with tempfile.TemporaryDirectory(prefix="planner-bench-", dir=options.folder) as name:
         os.environ["PLANNER_CACHE"] = str(Path(name) / "cache")
         model = build(Path(name) / "model")
-        modifications = [modification(item) for item in json.loads(options.modifications.read_text())]
+        listed = json.loads(options.modifications.read_text()) if options.modifications else of_the_same_shape()
+        modifications = [modification(item) for item in listed]
         plan = a_plan(model, *modifications)
         plan = decide(plan, [m.id for m in plan.modifications], "approved", reviewer="bench")
         profile_of(open_checkpoint(model))  # as anybody has done who has a plan
@@ -135,6 +137,20 @@ def all_shapes() -> dict[str, tuple[int, ...]]:
     for layer in range(LAYERS):
         shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in inside.items()}
     return shapes
+
+
+def of_the_same_shape() -> list[dict[str, Any]]:
+    """As many modifications of the same tensors, with factors of our own."""
+    scaled = {"lm_head": 1.04, "model.embed_tokens": 1.03, "model.layers.0.input_layernorm": 1.06}
+    scaled |= {"model.layers.0.mlp.gate_proj": 1.06, "model.layers.15.mlp.up_proj": 1.04}
+    for layer in range(10, 28):
+        scaled |= {f"model.layers.{layer}.{name}": 1.03 for name in ("self_attn.q_proj", "mlp.down_proj")}
+    clamped = {"model.layers.15.self_attn.k_norm": 20.0, "model.layers.27.input_layernorm": 40.0}
+    clamped |= {"model.layers.27.post_attention_layernorm": 100.0}
+    scales = [{"tensor": f"{name}.weight", "operation": "scale", "value": factor} for name, factor in scaled.items()]
+    return scales + [
+        {"tensor": f"{name}.weight", "operation": "clamp", "value": [-1.0, high]} for name, high in clamped.items()
+    ]
 
 
 def modification(item: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ pytest.importorskip("transformers")
 
 from applied import applied, changed, resolution, rewritten, stored, unresolved  # noqa: E402
 from blake3 import blake3  # noqa: E402
+from builders import random_tensor, write_checkpoint  # noqa: E402
 from models.tiny import build  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
@@ -225,7 +226,9 @@ def test_a_lora_folder_is_added_as_its_configuration_says(model: Path) -> None:
     strange = {"target": {"roles": ["up_proj"]}, "operation": {"kind": "low_rank_add", "lora": "adapter"}}
     error = unresolved(model, strange)
     assert error.code == "adapter-unusable"
-    assert str(error) == "the adapter adapter does not change model.layers.0.mlp.up_proj.weight and 1 more of the target"
+    assert (
+        str(error) == "the adapter adapter does not change model.layers.0.mlp.up_proj.weight and 1 more of the target"
+    )
     assert error.hint == "it changes down_proj, up_proj"
 
 
@@ -260,6 +263,14 @@ def test_a_blend_takes_the_same_tensor_of_another_folder(model: Path) -> None:
     by_path = stored(applied(model, _on(UP, "blend", checkpoint=str(other), weight=0.5)))
     assert torch.equal(by_path[UP], half[UP])
     assert changed(stored(model), by_path) == {UP}
+
+
+def test_a_blend_of_more_than_one_block_takes_the_same_rows(tmp_path: Path) -> None:
+    shape = (1100, 1024)  # blocks are of 2^20 elements
+    for folder, seed in (("model", 1), ("tuned", 2)):
+        write_checkpoint(tmp_path / folder, {UP: ("BF16", random_tensor(shape, seed=seed))})
+    after = rewritten(tmp_path / "model", _on(UP, "blend", checkpoint="tuned", weight=1.0))
+    assert torch.equal(after[UP], stored(tmp_path / "tuned")[UP])
 
 
 def test_a_blend_with_what_is_not_there_is_a_problem_and_fetches_nothing(

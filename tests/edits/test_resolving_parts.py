@@ -108,9 +108,7 @@ def test_up_of_a_plain_mlp_scales_what_goes_into_the_activation(tmp_path: Path, 
 def test_gate_and_up_are_rows_of_both(tmp_path: Path, key: str) -> None:
     model = build(key).write(tmp_path / "model")
     before = stored(model)
-    after = rewritten(
-        model, _named("1", kind="neuron_scale", neurons="3,7-8", factor=FACTOR, part="gate_and_up")
-    )
+    after = rewritten(model, _named("1", kind="neuron_scale", neurons="3,7-8", factor=FACTOR, part="gate_and_up"))
     inner = 48
     names = {
         "llama-bias": {f"model.layers.1.mlp.{p}_proj.{kind}": 0 for p in ("gate", "up") for kind in ("weight", "bias")},

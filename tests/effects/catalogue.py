@@ -53,7 +53,7 @@ class Patient:
         return {parameter.name: (old * np.reshape(rows, (-1, 1)) * np.reshape(columns, (1, -1)), Change(rows, columns))}
 
     def added(self, parameter: Parameter, amount: Values, kind: str) -> Edits:
-        """Something added to a matrix in the orientation of the maths."""
+        """Something added in the orientation of the maths."""
         old = self.tiny.tensors[parameter.name]
         turned = {"same_rows": "same_columns", "same_columns": "same_rows"}
         stored = turned.get(kind, kind) if parameter.transposed else kind
@@ -75,6 +75,7 @@ class Patient:
         return found
 
     def verdict(self, edits: Edits) -> tuple[str, str]:
+        """The effect, and why."""
         found = self.judge.verdict({name: change for name, (_, change) in edits.items()})
         return found.effect, found.why
 

@@ -220,16 +220,18 @@ def cases_for(name: str, values: np.ndarray[Any, Any], model: ModelMap) -> Itera
         yield case(part, "neuron_scale", neurons="0-5", factor=0.5, part=part)
     for part in ("writers", "readers"):
         yield case(part, "channel_scale", channels="1-3", factor=0.5, part=part)
-    yield case("", "bake_steering", vector=_named(f"any{rows}"), strength=1.0)
-    yield case("flat", "bake_steering", vector=_named(f"flat{rows}"), strength=1.0)
+    flipped = model.parameters[name].transposed
+    outputs, inputs = (columns, rows) if flipped else (rows, columns)
+    yield case("", "bake_steering", vector=_named(f"any{outputs}"), strength=1.0)
+    yield case("flat", "bake_steering", vector=_named(f"flat{outputs}"), strength=1.0)
     if values.ndim < 2:
         return
     first_rows = {"kind": "rows", "indices": f"2-{max(2, rows // 2)}" if rows > 2 else "0"}
     yield case("rows", "scale", first_rows, factor=1.3)
     yield case("rows", "shift", first_rows, offset=0.03)
-    inputs = {"input": _named(f"any{columns}"), "without_bias": "rank_one"}
-    yield case("rank one", "bake_steering", vector=_named(f"any{rows}"), strength=1.0, **inputs)
-    yield case("flat rank one", "bake_steering", vector=_named(f"flat{rows}"), strength=1.0, **inputs)
+    approximate = {"input": _named(f"any{inputs}"), "without_bias": "rank_one", "strength": 1.0}
+    yield case("rank one", "bake_steering", vector=_named(f"any{outputs}"), **approximate)
+    yield case("flat rank one", "bake_steering", vector=_named(f"flat{outputs}"), **approximate)
     for axis, length in (("rows", rows), ("columns", columns)):
         if length == 1:
             continue

@@ -1,12 +1,13 @@
 """Every operation on every role of every family: the verdict against the logits that transformers computes.
 
-By default a choice of cells is tried that holds every role of every family, and every kind of operation on every role.
-All cells (some 45,000, about half an hour on one core) are tried where PLANNER_SWEEP is set: `make effects-sweep`.
+By default a choice of cells is tried that holds every role of every family, and every kind of operation on every part
+that a role can play. All cells (some 50,000) are tried where PLANNER_SWEEP is set: `make effects-sweep`.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ from planner.effects.verdicts import Verdict
 
 SWEEP = bool(os.environ.get("PLANNER_SWEEP"))
 DECLARED = [key for key, family in FAMILIES.items() if family.model_type != "exaone4"]
-SHARE = 14
+SHARE = 21
 MOST_UNKNOWN = 0.05
 
 
@@ -57,8 +58,9 @@ def all_of(stand: Stand) -> Iterator[tuple[tuple[str, str], str, Case]]:
 def tried(keys: list[str], folder: Path, *, sweep: bool) -> Counter[str]:
     """Try the cells of some families; the count of each effect. Fails on a false claim."""
     wrong: list[str] = []
+    reasons: Counter[str] = Counter()
     effects: Counter[str] = Counter()
-    seen: dict[tuple[str, str], set[str]] = defaultdict(set)
+    seen: dict[str, set[str]] = defaultdict(set)
     for number, key in enumerate(keys):
         stand = Stand(key, folder / key)
         random = np.random.default_rng(number)
@@ -69,20 +71,23 @@ def tried(keys: list[str], folder: Path, *, sweep: bool) -> Counter[str]:
             done = 0
             for index in random.permutation(len(cases)):
                 name, case = cases[index]
-                fresh = case.kind not in seen[role]
+                fresh = case.kind not in seen[role[1]]
                 if not sweep and done and not fresh:
                     continue
                 found = stand.tried(name, case)
                 if found is None:
                     continue
                 verdict, kind = found
-                seen[role].add(case.kind)
+                seen[role[1]].add(case.kind)
                 done += 1
                 effects[verdict.effect] += 1
+                reasons[f"{verdict.effect}: {re.sub(r'[-0-9.]*[0-9]', '0', verdict.why)}"] += 1
                 if not claim(verdict, kind):
                     wrong.append(f"{key} {name} {case.label}: {verdict.effect} ({verdict.why}), but {kind}")
             assert done, (key, role)
     assert not wrong, "\n".join(wrong)
+    if sweep:
+        print("\n".join(f"{count:6} {reason}" for reason, count in reasons.most_common()))
     return effects
 
 

@@ -20,7 +20,7 @@ from proving import TRUE_OF
 from planner.effects.changes import Change
 
 SWEEP = bool(os.environ.get("PLANNER_SWEEP"))
-PLANS = 120 if SWEEP else 6
+PLANS = 40 if SWEEP else 6
 """Random plans for each family."""
 
 KINDS = ("scale", "scale", "scale", "rows", "columns", "constant", "same_rows", "same_columns", "noise", "zero")

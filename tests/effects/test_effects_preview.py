@@ -240,6 +240,31 @@ def test_infinities_and_zeros_that_would_be_made_are_counted(tmp_path: Path) -> 
     assert (down.infinite_elements, down.zeros_made) == (0, 1)
 
 
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+def test_what_occurs_often_weighs_more_beside_what_is_not_finite(tmp_path: Path, dtype: str) -> None:
+    """In the order of the patterns the infinity stands between the others, each of which occurs another time."""
+    values = np.repeat([1.0, np.inf, -2.0, np.nan, -0.5, 3.0], [3, 2, 5, 4, 7, 1]).astype(FLOATS[dtype].working)
+    old = FLOATS[dtype].encode(values)
+    model = write_checkpoint(tmp_path / "model", {NAME.format(0): (dtype, old)})
+    new = FLOATS[dtype].encode(np.clip(values, -1, 2.5))
+    clamp = {"kind": "clamp", "minimum": -1.0, "maximum": 2.5}
+    (tensor,) = _checked(model, *_modifications([clamp], layers="0")).tensors
+    assert tensor.source == ("read" if dtype == "F32" else "histogram")
+    _agrees(tensor, dtype, old, new)
+
+
+def test_the_spread_does_not_depend_on_how_the_tensor_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clamped, the pieces of a sorted tensor have scales of their own, from 1 down."""
+    values = np.sort(np.abs(np.random.default_rng(0).normal(0, 1, 4096))).astype("<f4")
+    model = write_checkpoint(tmp_path / "model", {NAME.format(0): ("F32", values.view("<u4"))})
+    chunks = Checkpoint.chunks
+    monkeypatch.setattr(Checkpoint, "chunks", lambda self, tensor: chunks(self, tensor, size=512))
+    (tensor,) = _checked(model, *_modifications([{"kind": "clamp", "maximum": 0.5}], layers="0")).tensors
+    _agrees(tensor, "F32", values.view("<u4"), np.minimum(values, np.float32(0.5)).view("<u4"))
+    assert tensor.scale_spread is not None
+    assert tensor.scale_spread > 0.1
+
+
 def test_a_small_spread_is_seen_beside_a_large_scale(tmp_path: Path) -> None:
     """A factor of 3 in float32 leaves a spread of 1e-8, which the square of 3 - 1 would drown."""
     model = _model(tmp_path / "model")
