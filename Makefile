@@ -59,7 +59,7 @@ schemas: $(VENV)/.demo ## Write schemas/ from the types
 schemas-check: $(VENV)/.dev
 	$(BIN)/planner schemas --check
 
-effects-sweep: $(VENV)/.dev ## Every operation on every role of every family, against transformers (a quarter of an hour)
+effects-sweep: $(VENV)/.dev ## Every operation on every role of every family, against transformers (about 20 minutes on two busy cores)
 	PLANNER_SWEEP=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -rA -q tests/effects/test_effects_cells.py \
 		tests/effects/test_effects_compensations.py tests/effects/test_effects_loaders.py
 

@@ -81,15 +81,16 @@ class Judge:
         apart, new = self._interpreted(changes, {})
         if _all_zero(old) and _all_zero(new):
             return tied
-        if tied.effect == apart.effect and tied.effect not in ("rescales_logits", "effective"):
-            return tied
-        if tied.effect == apart.effect and head not in changes and embedding not in changes:
-            return tied  # the tie is broken already, and what is changed does not touch it
-        name = head if head in changes else embedding
+        touched = [name for name in (head, embedding) if name in changes]
+        if tied.effect == apart.effect:
+            if not touched or tied.effect == "invariant":
+                return tied
+            # The same in kind, though not the same logits: that is said, and is no other effect.
+            return Verdict(apart.effect, f"{apart.why}; loaders then disagree on the head: {BY_CONFIG}; {BY_FILE}")
         return Verdict(
             "loader_dependent",
-            f"{name} is one of two stored copies that config.json ties: {BY_CONFIG} ({tied.effect}: {tied.why}); "
-            f"{BY_FILE} ({apart.effect}: {apart.why})",
+            f"{(touched or [head])[0]} is one of two stored copies that config.json ties: {BY_CONFIG} "
+            f"({tied.effect}: {tied.why}); {BY_FILE} ({apart.effect}: {apart.why})",
         )
 
     def _interpreted(self, changes: Mapping[str, Change], alias: Mapping[str, str]) -> tuple[Verdict, Value]:

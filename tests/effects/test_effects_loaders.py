@@ -53,13 +53,15 @@ def agrees(p: Patient, edits: Edits) -> str:
     tie_kept = p.tiny.input in edits and p.tiny.output in edits and np.array_equal(*both)
     found = p.judge.verdict({name: change for name, (_, change) in edits.items()}, tie_kept=tie_kept)
     old, new, alike = outcomes(p, edits)
-    touched = p.tiny.input in edits or p.tiny.output in edits
     said = f"{p.key} {list(edits)}: {found.effect} ({found.why}), but {old} and {new}"
     if found.effect == "unknown":
         return ""
     if found.effect == "loader_dependent":
-        return said if old == new and (alike or old in ("same", "shifted") or not touched) else ""
-    if old != new or (touched and not alike and old not in ("same", "shifted")):
+        return said if old == new else ""
+    if old != new:
+        return said
+    touched = p.tiny.input in edits or p.tiny.output in edits
+    if touched and not alike and old != "same" and "loaders then disagree" not in found.why:
         return said
     return "" if old in (TRUE_OF | {"ignored": {"same"}})[found.effect] else said
 
