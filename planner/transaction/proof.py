@@ -116,10 +116,10 @@ class _Back:
 class _Piece:
     data: NDArray[np.uint8]
     buffer: NDArray[np.uint8]
-    hasher: Any
-    """Of the tensor that it is a piece of."""
     back: _Back | None
     last: bool
+    old: NDArray[np.uint8] | None = None
+    """What it is taken back to."""
 
 
 def _reread(found: Checkpoint, shard: str, written: Written, undone: Undone | None, progress: Progress) -> list[str]:
@@ -140,33 +140,32 @@ def _reread(found: Checkpoint, shard: str, written: Written, undone: Undone | No
                     buffer = pool.take()
                     data = buffer[: min(PIECE, entry.nbytes - offset)]
                     reader.read_into(data.data, found.tensors[entry.name], offset)
-                    yield _Piece(data, buffer, hasher, back, offset + PIECE >= entry.nbytes)
-
-    def hash_tensor(piece: _Piece) -> None:
-        piece.hasher.update(piece.data.data)
-        if piece.last:
-            digests.append("blake3:" + piece.hasher.hexdigest())
-
-    old = np.empty(PIECE, np.uint8)
+                    hasher.update(data.data)  # at once, while what was read is in the cache
+                    yield _Piece(data, buffer, back, offset + PIECE >= entry.nbytes)
+                digests.append("blake3:" + hasher.hexdigest())
 
     def take_back(piece: _Piece) -> None:
         if piece.back is None:
             return
-        part = old[: piece.data.size]
+        piece.old = pool.take()
         try:
-            piece.back.backwards.take_back(piece.data, part)
-            piece.back.hasher.update(part)
+            piece.back.backwards.take_back(piece.data, piece.old[: piece.data.size])
             if piece.last:
                 piece.back.backwards.finish()
         except LedgerDamaged:
             raise fsio.not_as_written(f"undo data of {piece.back.name}") from None
+
+    def compare(piece: _Piece) -> None:
+        if piece.back is None or piece.old is None:
+            return
+        piece.back.hasher.update(piece.old[: piece.data.size])
         if piece.last and "blake3:" + piece.back.hasher.hexdigest() != written.before.tensors[piece.back.name]:
             raise fsio.not_as_written(f"undo data of {piece.back.name}")
 
     threads = sum(entry.nbytes for entry in entries) >= WORTH_THREADS
-    with closing(in_line(pieces(), hash_tensor, take_back, threads=threads)) as done:
+    with closing(in_line(pieces(), take_back, compare, threads=threads)) as done:
         for piece in done:
-            pool.give_back(piece.buffer)
+            pool.give_back(piece.buffer, piece.old)
             progress(piece.data.size)
     return digests
 

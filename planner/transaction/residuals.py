@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 __all__ = ["PIECE", "Coding", "pack_table", "unpack_table"]
 
-PIECE = 2 * 2**20
+PIECE = 2**19
 """Bytes of a tensor that are coded at once. A part of the format."""
 
 _NOWHERE = 17 << 16
