@@ -10,6 +10,8 @@ import json
 import math
 from typing import Any
 
+from pydantic.fields import FieldInfo
+
 from planner.operations import OPERATIONS, Example
 from planner.plan import ELEMENTS
 from planner.profile import Profile, Standing, TensorProfile, peer_groups, standings
@@ -50,10 +52,16 @@ def elements_catalogue() -> list[dict[str, Any]]:
 
 def _parameters(record: type[Record]) -> dict[str, str]:
     return {
-        name: " ".join((field.description or "").split()).rstrip(".")
+        name: " ".join((field.description or "").split()).rstrip(".") + _default(field)
         for name, field in record.model_fields.items()
         if name != "kind"
     }
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return ""
+    return " (optional)" if field.default in (None, ()) else f" (default {json.dumps(field.default)})"
 
 
 def _example(kind: str, example: Example) -> str:

@@ -69,7 +69,7 @@ def _weight(checked: CheckedModification) -> tuple[int, float]:
 
 def _figures(tensor: CheckedTensor, effect: str) -> tuple[str, ...]:
     return (
-        _IDLE.get(effect, effect),
+        "zeros added" if tensor.source == "new" and not tensor.changed_elements else _IDLE.get(effect, effect),
         f"{tensor.changed_fraction:.2%}",
         "-" if tensor.relative_change is None else f"{tensor.relative_change:.3g}",
         "-" if tensor.realised_scale is None else f"{tensor.realised_scale:.5f}",
@@ -107,7 +107,7 @@ def _show_whole(report: CheckReport, screen: Screen) -> None:
     if report.total_change is not None:
         screen.show(f"all weights together change by {report.total_change:.3g} of their norm")
     idle = sum(checked.effect in _IDLE for checked in report.modifications)
-    if idle:
+    if idle and report.plan_effect not in _IDLE:
         screen.show(f"{idle} of {len(report.modifications)} modifications change nothing that the model computes")
 
 

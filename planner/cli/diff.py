@@ -15,7 +15,7 @@ def command(
     b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
     as_json: Json = False,
 ) -> None:
-    """Which tensors differ, by how much, and the operation that explains it exactly, where one does."""
+    """Which tensors and keys of config.json differ, by how much, and the operation that explains a change exactly."""
     from planner.cli.console import Screen
     from planner.cli.given import checkpoint_at
     from planner.effects import compare
@@ -41,6 +41,10 @@ def command(
         screen.show(f"only in {a}: {name}")
     for name in found.only_in_b:
         screen.show(f"only in {b}: {name}")
+    for key in found.config:
+        screen.prose(f"config.json: {key}", indent=0)
     count = len(found.tensors)
     same = f"the same bytes in all {found.compared} tensors"
-    screen.show(same if found.identical else f"{count} of {found.compared} tensors differ")
+    screen.show(f"{count} of {found.compared} tensors differ" if count else same)
+    if not found.identical and not count:
+        screen.show("and yet not the same model")

@@ -106,8 +106,11 @@ def _asked(plan: Plan, report: CheckReport, reviewer: str, screen: Screen) -> It
             f"{len(waiting)} modifications are undecided, and nobody is there to ask",
             hint="decide with --approve ID... or --approve all, and --reject ID...",
         )
+    if waiting and len(plan.modifications) > 1:
+        screen.prose(f"the plan as a whole is {report.plan_effect}: {report.plan_why}", indent=0)
+    by = "the analyst" if plan.analyst.kind in ("llm", "rules") else plan.analyst.kind
     for modification in waiting:
-        _present(modification, report, screen)
+        _present(modification, report, screen, by)
         answer = ""
         while answer not in {"a", "r", "s", "q"}:
             answer = typer.prompt("approve, reject, skip or quit? [a/r/s/q]", err=True)
@@ -120,10 +123,10 @@ def _asked(plan: Plan, report: CheckReport, reviewer: str, screen: Screen) -> It
             yield plan
 
 
-def _present(modification: Modification, report: CheckReport, screen: Screen) -> None:
+def _present(modification: Modification, report: CheckReport, screen: Screen, by: str) -> None:
     screen.show()
     screen.show(f"{modification.id}  {describe(modification.operation.model_dump())}")
-    screen.prose(f"says the analyst (confidence {modification.confidence:g}): {modification.reasoning}", indent=2)
+    screen.prose(f"says {by} (confidence {modification.confidence:g}): {modification.reasoning}", indent=2)
     screen.prose(f"expects: {modification.expected_impact}", indent=2)
     for cited in modification.evidence:
         screen.show(f"  cites: {cited.fact} = {_shown(cited.value)} of {cited.tensor}")

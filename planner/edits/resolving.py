@@ -221,7 +221,9 @@ class _Resolution:
         self.added |= {new.name: new for new in place.added}
         self.config |= dict(place.config)
         for key, value in place.config:
-            self.notes[f"config.json: {key} becomes {str(value).lower()}"] = None
+            zeros = len(place.added) - 1
+            also = f", so {zeros} more biases of zeros are added, which that key asks for" if zeros > 0 else ""
+            self.notes[f"config.json: {key} becomes {str(value).lower()}{also}"] = None
         if place.axis is not None:
             self.notes[f"{weight} gets a rank-one change: exact for the given input, an approximation for others"] = (
                 None

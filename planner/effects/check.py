@@ -69,9 +69,20 @@ def check(
     except Unresolved as error:  # an earlier modification leaves what a later one cannot work on
         found.append(found_in.problem(None, error.code, str(error), error.hint))
         together, verdict = (), Verdict("unknown", f"the modifications do not fit each other: {error}")
+    if plan.modifications and not edits:
+        verdict = Verdict("unknown", "no modification could be made out")
     total = _total(together, profile)
     owners = {name: edit.modifications for name, edit in bench.whole.tensors.items()}
     found += found_in.of_sizes(together, owners, total, policy)
+    if together and verdict.effect != "void" and policy.refuses(verdict.effect) and not found:
+        found.append(
+            found_in.problem(
+                None,
+                "outside-policy",
+                f"the plan as a whole is {verdict.effect}, which the policy refuses: {verdict.why}",
+                "drop the modifications that undo each other, or take the effect out of `refuse` in the policy",
+            )
+        )
     if together and verdict.effect == "void" and policy.refuses("void", allow_void=allow_void) and not found:
         found.append(
             found_in.problem(
@@ -255,7 +266,7 @@ def _total(together: Iterable[CheckedTensor], profile: Profile) -> float | None:
     for tensor in together:
         known = profile.by_name.get(tensor.name)
         if tensor.broken_elements:
-            continue  # a problem of its own
+            return None  # a problem of its own
         if tensor.before.abs_max == 0 and tensor.after.rms is not None:  # zeros, or new: the change is all there is
             moved += tensor.after.rms**2 * (tensor.elements - tensor.after.nonfinite)
         elif tensor.relative_change is not None and known is not None and known.l2_norm is not None:

@@ -6,10 +6,11 @@ bit. The candidates come from sums over both tensors (the least-squares factor, 
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -23,6 +24,8 @@ from planner.records import Record
 __all__ = ["Difference", "TensorDifference", "compare"]
 
 Progress = Callable[[int], None]
+
+_LONGEST = 200
 
 
 class TensorDifference(Record):
@@ -56,7 +59,7 @@ class Difference(Record):
     b: str
     """The second checkpoint."""
     identical: bool
-    """Whether both hold the same tensors with the same bytes."""
+    """Whether both hold the same tensors with the same bytes, and the same configuration."""
     compared: int
     """How many tensors are in both."""
     tensors: tuple[TensorDifference, ...]
@@ -65,6 +68,8 @@ class Difference(Record):
     """Tensors that the second one lacks."""
     only_in_b: tuple[str, ...]
     """Tensors that the first one lacks."""
+    config: tuple[str, ...] = ()
+    """Keys of config.json that differ, each with both values; what a model does depends on them as well."""
 
 
 def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress | None = None) -> Difference:
@@ -78,15 +83,30 @@ def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress | None = None) -
             progress(a.tensors[name].nbytes)
     only_in_a = tuple(name for name in a.tensors if name not in b.tensors)
     only_in_b = tuple(name for name in b.tensors if name not in a.tensors)
+    config = _of_config(a.config, b.config)
     return Difference(
         a=str(a.path),
         b=str(b.path),
-        identical=not found and not only_in_a and not only_in_b,
+        identical=not found and not only_in_a and not only_in_b and not config,
         compared=len(both),
         tensors=tuple(found),
         only_in_a=only_in_a,
         only_in_b=only_in_b,
+        config=config,
     )
+
+
+def _of_config(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, ...]:
+    keys = [*a, *(key for key in b if key not in a)]
+    return tuple(f"{_cut(key)}: {_in(a, key)} -> {_in(b, key)}" for key in keys if _in(a, key) != _in(b, key))
+
+
+def _in(config: Mapping[str, Any], key: str) -> str:
+    return _cut(json.dumps(config[key], sort_keys=True)) if key in config else "absent"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
 
 
 def _tensor_difference(a: Checkpoint, b: Checkpoint, name: str) -> TensorDifference | None:

@@ -29,7 +29,7 @@ def of_plan(plan: Plan, profile: Profile, policy: Policy) -> Iterator[Problem]:
             None,
             "stale-plan",
             f"the plan was made for {plan.checkpoint.fingerprint[:19]}, this is {profile.fingerprint[:19]}",
-            "propose a plan for this checkpoint",
+            f"propose a plan for this checkpoint, whose fingerprint is {profile.fingerprint}",
         )
     if len(plan.modifications) > policy.most_modifications:
         yield problem(

@@ -133,7 +133,7 @@ def _reason(node: Node, event: Event) -> str:
 
 
 def _effective(graph: Graph, what: str, changed: Sequence[Parameter], outcome: Outcome, *, measured: bool) -> str:
-    rest = _cancelled(graph, outcome.events)
+    rest = _cancelled(graph, outcome.events) + _tied(graph, changed)
     layers = {parameter.layer for parameter in changed}
     first = " (the first of several)" if len(layers) > 1 else ""
     for event in outcome.events:
@@ -186,6 +186,13 @@ def _mechanism(node: Node, event: Event, first: str, *, measured: bool) -> str:
         case "mixed":
             return f"{node.says}{where} sums inputs whose factors differ"
     return ""
+
+
+def _tied(graph: Graph, changed: Sequence[Parameter]) -> str:
+    """That a table of tokens also makes the logits, where a changed one does."""
+    last = next(place for place in reversed(range(len(graph.nodes))) if isinstance(graph.nodes[place], Linear))
+    tied = any(p.part == "embedding" and last in graph.readers.get(p.name, ()) for p in changed)
+    return "; the same rows make the logits, for the head is tied to them" if tied else ""
 
 
 def _cancelled(graph: Graph, events: Iterable[Event]) -> str:

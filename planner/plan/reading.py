@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from planner import strict_json
 from planner.errors import PlanInvalid, PlanTooNew
@@ -52,7 +53,7 @@ def problems_of(error: ValidationError, document: Any) -> list[Problem]:
         Problem(
             modification=_id_at(document, item["loc"]),
             code="plan-invalid",
-            message=f"{field_path(_without_tags(item['loc']))}: {item['msg']}",
+            message=f"{field_path(_without_tags(item['loc']))}: {_said(item)}",
             hint=_hint(item["type"]),
         )
         for item in error.errors(include_url=False)
@@ -90,6 +91,13 @@ def _id_at(document: Any, location: Sequence[str | int]) -> str | None:
     except (KeyError, IndexError, TypeError):
         return None
     return found if isinstance(found, str) else None
+
+
+def _said(item: ErrorDetails) -> str:
+    """pydantic's words, or ours where they list what the hint lists."""
+    if item["type"] == "union_tag_invalid" and "ctx" in item:
+        return f"there is no operation {str(item['ctx'].get('tag'))[:64]!r}"
+    return item["msg"].removeprefix("Value error, ")
 
 
 def _hint(kind: str) -> str:

@@ -232,3 +232,45 @@ def test_tensors_of_one_modification_have_effects_of_their_own(qwen3: Path) -> N
 def test_a_negative_factor_before_a_norm_is_not_invariant(qwen3: Path) -> None:
     assert _checked(qwen3, _on(Q, -1.5)).modifications[0].effect == "effective"
     assert _checked(qwen3, _on(Q, 1.5)).modifications[0].effect == "invariant"
+
+
+def test_an_effect_that_is_refused_is_refused_of_the_plan_as_a_whole(tmp_path: Path) -> None:
+    """Split into two halves, each effective, it would otherwise slip through."""
+    model = build("llama").write(tmp_path / "llama", "BF16")
+    halves = (_on(V, 2.0), _on(OUT, 0.5))
+    report = _checked(model, *halves)
+    assert report.accepted
+    assert report.plan_effect == "invariant"
+    assert {item.effect for item in report.modifications} == {"effective"}
+    refused = _checked(model, *halves, policy=Policy(refuse=("void", "invariant"), **WIDE))
+    assert _codes(refused) == [(None, "outside-policy")]
+    assert refused.problems[0].message.startswith("the plan as a whole is invariant, which the policy refuses: ")
+    assert _codes(_checked(model, halves[0], policy=Policy(refuse=("invariant",), **WIDE))) == []
+
+
+def test_nothing_is_claimed_of_a_plan_of_which_nothing_can_be_made_out(qwen3: Path) -> None:
+    report = _checked(qwen3, _on("model.layers.1.nothing.weight"))
+    assert _codes(report) == [("m01", "unknown-target")]
+    assert (report.plan_effect, report.plan_why) == ("unknown", "no modification could be made out")
+
+
+def test_a_change_to_infinity_has_no_size(qwen3: Path) -> None:
+    report = _checked(qwen3, _on(Q, 1e39))
+    assert _codes(report) == [("m01", "not-finite")]
+    assert report.total_change is None
+
+
+def test_a_change_of_rows_that_also_make_the_logits_says_so(tmp_path: Path) -> None:
+    for key, tied in (("qwen3-tied", True), ("qwen3", False)):
+        model = build(key).write(tmp_path / key, "BF16")
+        (item,) = _checked(
+            model, _on("model.embed_tokens.weight", 1.5, elements={"kind": "rows", "indices": "3"})
+        ).modifications
+        assert item.effect == "effective"
+        assert ("the same rows make the logits" in item.why) is tied
+
+
+def test_a_stale_plan_is_told_the_fingerprint_that_would_fit(qwen3: Path) -> None:
+    report = _checked(qwen3, _on(Q), fields={"checkpoint": {"name": "x", "fingerprint": "blake3:" + "0" * 64}})
+    assert _codes(report)[0] == (None, "stale-plan")
+    assert report.fingerprint in report.problems[0].hint

@@ -192,3 +192,18 @@ def test_a_difference_in_a_later_chunk_is_found(tmp_path: Path, monkeypatch: pyt
     b[-1] ^= 1
     assert _difference(a, b, "BF16").changed_elements == 1
     assert _difference(a, pointwise([Scale(factor=0.5)], FLOATS["BF16"])(a), "BF16").explanation == Scale(factor=0.5)
+
+
+def test_a_configuration_that_differs_is_a_difference(tmp_path: Path) -> None:
+    tensors = {"w": ("BF16", random_tensor((4, 4)))}
+    first = write_checkpoint(tmp_path / "a", tensors, config={"rope_theta": 1e4, "deep": {"x": 1}, "long": "y" * 999})
+    other = write_checkpoint(tmp_path / "b", tensors, config={"rope_theta": 5.0, "deep": {"x": 1}, "bias": True})
+    found = compare(open_checkpoint(first), open_checkpoint(other))
+    assert not found.identical
+    assert not found.tensors
+    assert found.config[0] == "rope_theta: 10000.0 -> 5.0"
+    assert found.config[1].startswith('long: "yyy')
+    assert found.config[1].endswith("... -> absent")
+    assert len(found.config[1]) < 230
+    assert found.config[2] == "bias: absent -> true"
+    assert compare(open_checkpoint(first), open_checkpoint(first)).identical
