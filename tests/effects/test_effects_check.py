@@ -178,8 +178,8 @@ def test_every_problem_is_listed_at_once(model: Path) -> None:
         ("m05", "outside-policy"),  # too large a change
     ]
     assert all(problem.message and problem.hint for problem in report.problems)
-    assert "nearest: model.layers.0.mlp.up_proj.weight" in report.problems[5].hint
-    assert str(report.problems[5]).startswith("m02: no tensor matches")
+    assert "nearest: model.layers.0.mlp.up_proj.weight" in report.problems[4].hint
+    assert str(report.problems[4]).startswith("m02: no tensor matches")
     assert str(report.problems[0]).startswith("the plan was made for")
 
 
