@@ -63,17 +63,21 @@ def complete_with_retries(
     deadline = time.monotonic() + timeout_s
     jittered = tenacity.wait_random_exponential(multiplier=backoff.base_s, max=backoff.cap_s)
     attempts = 0
+    earlier = ""
 
     def one() -> Reply | Failure:
-        nonlocal attempts
+        nonlocal attempts, earlier
         attempts += 1
         left = max(deadline - time.monotonic(), 0.001)
         try:
-            return within(left, lambda: attempt(left))
+            outcome = within(left, lambda: attempt(left))
+            # What went wrong before says more than that the time ran out in the end.
+            earlier = f"; before that: {outcome.message}" if isinstance(outcome, Failure) else ""
+            return outcome
         except TimeoutError:
             return Failure(
                 EndpointUnreachable,
-                f"no complete answer within {timeout_s:g} s",
+                f"no complete answer within {timeout_s:g} s{earlier}",
                 "allow more time, ask for less, or check that the server is not stuck",
             )
 

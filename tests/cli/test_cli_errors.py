@@ -311,7 +311,7 @@ def test_offline_is_status_6(planner, tiny_model, tmp_path):
 def test_an_unreachable_endpoint_is_status_6(planner, tiny_model, tmp_path):
     with ChatServer([]) as server:
         gone = server.base_url
-    options = ["--llm", "m", "--base-url", gone, "--timeout", "1", "--out", tmp_path / "new.json", "--json"]
+    options = ["--llm", "m", "--base-url", gone, "--timeout", "3", "--out", tmp_path / "new.json", "--json"]
     failed(planner("propose", tiny_model, "--goal", "g", *options), 6, "endpoint-unreachable", gone)
     assert not (tmp_path / "new.json").exists()
 
