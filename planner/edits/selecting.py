@@ -13,6 +13,7 @@ from planner.dtypes import FloatDtype
 from planner.edits.surroundings import Surroundings
 from planner.edits.types import Unresolved
 from planner.operations import EVERYTHING, Columns, Rows, Selection, ValueRanges, numbers_in
+from planner.operations.quantiles import Of, Side
 from planner.plan.elements import (
     AllElements,
     ColumnElements,
@@ -132,11 +133,11 @@ def _tokens(elements: TokenElements, tensor: Tensor, around: Surroundings) -> tu
 def _beyond(
     elements: MagnitudeQuantile | SignedQuantile, tensor: Tensor, dtype: FloatDtype, around: Surroundings
 ) -> tuple[Selection, tuple[str, ...]]:
-    of = "magnitude" if isinstance(elements, MagnitudeQuantile) else "value"
-    side = "below" if elements.above is None else "above"
+    of: Of = "magnitude" if isinstance(elements, MagnitudeQuantile) else "value"
+    side: Side = "below" if elements.above is None else "above"
     quantile = elements.below if elements.above is None else elements.above
     assert quantile is not None, "the record sees to it"
-    found = around.beyond_quantile(tensor, dtype, quantile, of, side)  # type: ignore[arg-type]
+    found = around.beyond_quantile(tensor, dtype, quantile, of, side)
     if found.threshold is None:
         return found.ranges, ()
     sign = "|w|" if of == "magnitude" else "w"

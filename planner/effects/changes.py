@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -231,7 +231,7 @@ def _addend(operation: Operation, step: Step) -> Added | None:
     return None
 
 
-def _product_of(b: NDArray[np.floating[np.generic]], a: NDArray[np.floating[np.generic]]) -> Added | None:  # type: ignore[type-var]
+def _product_of(b: NDArray[np.floating[Any]], a: NDArray[np.floating[Any]]) -> Added | None:
     """How b · a is built: equal rows of b give equal rows, equal columns of a give equal columns."""
     rows, columns = bool(np.all(np.ptp(b, axis=0) == 0)), bool(np.all(np.ptp(a, axis=1) == 0))
     if rows:

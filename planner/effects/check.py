@@ -142,11 +142,8 @@ class _Bench:
         self, around: Surroundings, profile: Profile, edits: list[ModificationEdits], progress: Progress | None
     ) -> None:
         self.around, self.profile, self.progress = around, profile, progress
-        self.edits = {edit.id: edit for edit in edits}
         self.whole = combined(edits, around)
         self.judge = self._judge()
-        self.changes: dict[str, dict[str, Change]] = {}
-        """By modification and tensor, of the tensors whose bits change."""
 
     def _judge(self) -> Judge:
         """For the model as it would be: with the tensors that are added, and the keys of config.json that change."""
@@ -170,7 +167,6 @@ class _Bench:
             for name, outcome in previews.items()
             if outcome.changed_elements
         }
-        self.changes[edit.id] = changed
         verdict = self._verdict(changed, alone)
         effects = {name: self._of_tensor(name, changed, alone, verdict) for name in previews}
         return CheckedModification(
@@ -217,21 +213,21 @@ class _Bench:
     def together(self, checked: list[CheckedModification]) -> tuple[tuple[CheckedTensor, ...], Verdict]:
         """Every tensor with all its edits folded, and the plan as a whole. Raises `Unresolved`."""
         alone = {(item.id, tensor.name): tensor for item in checked for tensor in item.tensors}
+        judged: dict[str, CheckedTensor] = {}  # of one modification alone: what was found of it holds here too
         outcomes: dict[str, Preview] = {}
         changed: dict[str, Change] = {}
         for name, edit in self.whole.tensors.items():
-            single = alone.get((edit.modifications[0], name)) if len(edit.modifications) == 1 else None
+            if len(edit.modifications) == 1 and (single := alone.get((edit.modifications[0], name))):
+                judged[name] = single
             folded = PlanEdits({name: edit}, {})
-            outcomes[name] = single or _previews(folded, self.around, self.progress)[name]
+            outcomes[name] = judged.get(name) or _previews(folded, self.around, self.progress)[name]
             if outcomes[name].changed_elements:
                 changed[name] = change_of(edit.steps, edit.folded.shape)
         verdict = self._verdict(changed, self.whole)
         fields = set(Preview.model_fields)
         rows = []
         for name, outcome in outcomes.items():
-            edit = self.whole.tensors[name]
-            single = alone.get((edit.modifications[0], name)) if len(edit.modifications) == 1 else None
-            mine = single or self._verdict({name: changed[name]} if name in changed else {}, self.whole)
+            mine = judged.get(name) or self._verdict({name: changed[name]} if name in changed else {}, self.whole)
             rows.append(
                 CheckedTensor(name=name, effect=mine.effect, why=mine.why, **outcome.model_dump(include=fields))
             )
