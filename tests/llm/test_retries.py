@@ -97,7 +97,9 @@ def test_the_deadline_is_overall():
         time.sleep(0.2)
         return PASSING
 
-    with pytest.raises(EndpointUnreachable, match=r"no complete answer within 0.5 s; before that: .+ \(after 3 attempts\)"):
+    with pytest.raises(
+        EndpointUnreachable, match=r"no complete answer within 0.5 s; before that: .+ \(after 3 attempts\)"
+    ):
         complete_with_retries(attempt, timeout_s=0.5, backoff=FAST, redactor=Redactor([]))
     assert time.monotonic() - began < 0.7
 
