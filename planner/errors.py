@@ -6,6 +6,7 @@
     │   ├── ExtraMissing                 an optional extra is not installed
     │   ├── AnswerNeeded                 a question would be asked, but nobody is there to answer
     │   ├── FileUnreadable               a file named by the user cannot be read
+    │   ├── TextInvalid                  a file of documents that holds none, or something else
     │   ├── SuiteInvalid                 an evaluation suite that makes no sense
     │   ├── PolicyInvalid                a policy file that makes no sense
     │   ├── PipelineInvalid              a pipeline file that makes no sense
@@ -89,6 +90,7 @@ __all__ = [
     "StalePlan",
     "StorageError",
     "SuiteInvalid",
+    "TextInvalid",
     "UnknownDtype",
     "UnsafeInPlace",
     "UsageError",
@@ -139,8 +141,14 @@ class FileUnreadable(UsageError):
     code = "file-unreadable"
 
 
+class TextInvalid(UsageError):
+    """A file of documents that is not one."""
+
+    code = "text-invalid"
+
+
 class SuiteInvalid(UsageError):
-    """The evaluation suite, or a text file it names, makes no sense."""
+    """The evaluation suite makes no sense."""
 
     code = "suite-invalid"
 

@@ -5,7 +5,6 @@ Importing this package loads neither torch nor transformers; `evaluate` does.
 
 from __future__ import annotations
 
-from planner.evaluation.documents import load_documents
 from planner.evaluation.evaluate import Progress, evaluate
 from planner.evaluation.gates import judge
 from planner.evaluation.report import (
@@ -39,6 +38,5 @@ __all__ = [
     "TextIdentity",
     "evaluate",
     "judge",
-    "load_documents",
     "load_suite",
 ]

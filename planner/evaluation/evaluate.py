@@ -10,12 +10,13 @@ from pathlib import Path
 from planner import __version__
 from planner.errors import SuiteInvalid
 from planner.evaluation.gates import judge
-from planner.evaluation.loading import Pair, load_pair, quiet, require_torch, tokenize
+from planner.evaluation.pair import Pair, load_pair, tokenize
 from planner.evaluation.report import Evaluation, Side, SuiteIdentity, TextIdentity
 from planner.evaluation.statistics import LEVEL
 from planner.evaluation.suite import Suite
 from planner.evaluation.text_loss import Measurement, measure
 from planner.evaluation.verdicts import drift_result, metric_results
+from planner.inference import quiet, require_torch
 
 __all__ = ["Progress", "evaluate"]
 

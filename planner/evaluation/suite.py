@@ -9,11 +9,11 @@ from typing import Any, Literal, TypeVar
 from blake3 import blake3
 from pydantic import Field, ValidationError
 
-from planner.errors import FileUnreadable, SuiteInvalid
-from planner.evaluation.documents import load_documents, parse_documents, read_text_file
+from planner.errors import FileUnreadable, SuiteInvalid, TextInvalid
+from planner.inference import parse_documents, read_text_file
 from planner.records import Record
 
-__all__ = ["Drift", "Gate", "Metric", "Suite", "Text", "load_documents", "load_suite"]
+__all__ = ["Drift", "Gate", "Metric", "Suite", "Text", "load_suite"]
 
 _LATER_KINDS = ("multiple_choice", "generation", "code", "contrast", "lm_eval")
 _R = TypeVar("_R", bound=Record)
@@ -202,7 +202,7 @@ def _texts(folder: Path, metrics: tuple[Metric, ...], drift: Drift | None, probl
         try:
             data = read_text_file(path)
             documents = parse_documents(data.decode("utf-8-sig"), path)
-        except (FileUnreadable, SuiteInvalid) as error:
+        except (FileUnreadable, TextInvalid) as error:
             problems.append(error.message)
             continue
         if name in paired and len(set(documents)) < 2:

@@ -6,7 +6,7 @@ logits also give the loss at other temperatures and, where asked for, how far th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import CheckpointError
-from planner.evaluation.loading import Pair
+from planner.evaluation.pair import Pair
 from planner.evaluation.temperature import CENTRES, FIRST_NODE, NODE_STEP, NODES, Curves
+from planner.inference import batches, logits_of, padded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,11 +89,11 @@ def measure(pair: Pair, documents: Sequence[Sequence[int]], *, drift: bool, step
         width = max(1, min(_BATCH_TOKENS, _LOGITS_ELEMENTS // pair.vocabulary))
         # A recurrent model (transformers says "stateful") does not resume from its cache with more than one token.
         resumable = not any(getattr(model, "_is_stateful", False) for model in models)
-        for batch in _batches(tokens, width):
-            inputs, targets, mask = _pad([documents[place] for place in batch])
+        for batch in batches(tokens, width):
+            inputs, targets, mask = padded([documents[place] for place in batch])
             at_once = width if resumable else inputs.shape[1]
             owners = torch.tensor(batch).unsqueeze(1).expand_as(inputs)
-            runs = [_logits(model, inputs, mask, at_once) for model in models]
+            runs = [logits_of(model, inputs, mask, at_once) for model in models]
             for start in range(0, inputs.shape[1], at_once):
                 logits = [next(run).flatten(0, 1) for run in runs]
                 if logits[0].shape != logits[1].shape:
@@ -181,64 +182,11 @@ def _centre(model: Any, documents: Sequence[Sequence[int]]) -> float:
     stride = max(1, len(documents) // _PILOT_DOCUMENTS)
     totals = torch.zeros(len(CENTRES), dtype=torch.float64)
     for ids in documents[::stride][:_PILOT_DOCUMENTS]:
-        inputs, targets, mask = _pad([ids[: _PILOT_TOKENS + 1]])
-        for piece in _logits(model, inputs, mask, _PILOT_TOKENS):
+        inputs, targets, mask = padded([ids[: _PILOT_TOKENS + 1]])
+        for piece in logits_of(model, inputs, mask, _PILOT_TOKENS):
             for place, inverse_temperature in enumerate(CENTRES):
                 scaled = piece[0] * inverse_temperature
                 losses = scaled.logsumexp(dim=-1) - scaled.gather(1, targets[0].unsqueeze(1)).squeeze(1)
                 totals[place] += losses.sum(dtype=torch.float64)
     # A model with broken output has no best temperature; its losses will say so.
     return CENTRES[int(totals.argmin())] if bool(totals.isfinite().all()) else 1.0
-
-
-def _batches(lengths: Sequence[int], width: int) -> Iterator[list[int]]:
-    """Places of documents of like length, longest first: at most `width` tokens with padding, or one document."""
-    batch: list[int] = []
-    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > width:
-            yield batch
-            batch = []
-        batch.append(place)
-    yield batch
-
-
-def _pad(documents: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, targets and mask, each [documents, longest - 1]: at every real position, the target is the next token."""
-    import torch
-
-    longest = max(len(ids) for ids in documents) - 1
-    inputs = torch.zeros(len(documents), longest, dtype=torch.int64)
-    targets = torch.zeros_like(inputs)
-    mask = torch.zeros_like(inputs)
-    for row, ids in enumerate(documents):
-        inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
-        targets[row, : len(ids) - 1] = torch.tensor(ids[1:])
-        mask[row, : len(ids) - 1] = 1
-    return inputs, targets, mask
-
-
-def _logits(model: Any, inputs: Tensor, mask: Tensor, width: int) -> Iterator[Tensor]:
-    """Logits of consecutive positions, [documents, positions, vocabulary]: at most `width` of a document at once.
-
-    The rest of a long document is continued from cached keys and values, which changes nothing but the rounding.
-    """
-    if inputs.shape[1] <= width:
-        # Without padding there is nothing to mask, and attention has a faster path.
-        padded = None if bool(mask.all()) else mask
-        yield model(input_ids=inputs, attention_mask=padded, use_cache=False).logits
-        return
-    import torch
-
-    cache = None
-    for piece in torch.split(inputs, width, dim=1):
-        output = model(input_ids=piece, past_key_values=cache, use_cache=True)
-        cache = getattr(output, "past_key_values", None)
-        if cache is None:
-            raise CheckpointError(
-                f"a {type(model).__name__} cannot read a document of {inputs.shape[1]} tokens in pieces of {width}",
-                hint="set a smaller max_tokens in the suite",
-            )
-        logits = output.logits
-        del output
-        yield logits
-        del logits

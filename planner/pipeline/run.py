@@ -18,7 +18,7 @@ from planner.checkpoint import Checkpoint, locate, open_checkpoint
 from planner.effects import CheckReport, check
 from planner.errors import GateRefused, PipelineInvalid, PlanNotApproved, StalePlan
 from planner.evaluation import Evaluation, Side, evaluate, load_suite
-from planner.evaluation.loading import require_torch
+from planner.inference import require_torch
 from planner.inputs import read_text
 from planner.pipeline.definition import Pipeline, ReviewRule, Started
 from planner.pipeline.outcome import Outcome

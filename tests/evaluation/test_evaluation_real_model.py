@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from planner.evaluation import evaluate, load_suite
-from planner.evaluation.loading import load_pair, tokenize
+from planner.evaluation.pair import load_pair, tokenize
 from planner.evaluation.text_loss import measure
 
 

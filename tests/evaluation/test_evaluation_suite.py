@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from planner.errors import FileUnreadable, SuiteInvalid
-from planner.evaluation import load_documents, load_suite
+from planner.errors import FileUnreadable, SuiteInvalid, TextInvalid
+from planner.evaluation import load_suite
+from planner.inference import load_documents
 
 TWO = '{"text": "one"}\n{"text": "two"}\n'
 METRIC = '[[metric]]\nname = "a"\nkind = "text_loss"\ntext = "a.jsonl"\n'
@@ -148,7 +149,7 @@ def test_documents(tmp_path, name, content, documents):
 )  # fmt: skip
 def test_malformed_documents(tmp_path, name, content, parts):
     (tmp_path / name).write_text(content)
-    with pytest.raises(SuiteInvalid) as caught:
+    with pytest.raises(TextInvalid) as caught:
         load_documents(tmp_path / name)
     assert all(part in caught.value.message for part in parts), caught.value.message
 

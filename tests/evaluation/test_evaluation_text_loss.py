@@ -10,7 +10,7 @@ import torch
 
 from planner.errors import CheckpointError
 from planner.evaluation import text_loss
-from planner.evaluation.loading import Pair, load_pair, tokenize
+from planner.evaluation.pair import Pair, load_pair, tokenize
 from planner.evaluation.temperature import FIRST_NODE, NODE_STEP, NODES
 from planner.evaluation.text_loss import measure
 

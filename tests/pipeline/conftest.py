@@ -13,7 +13,7 @@ TEXT = Path(__file__).parents[2] / "examples" / "tiny-model" / "texts" / "storie
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads of tests that run side by side only wait for each other."""
-    monkeypatch.setattr("planner.evaluation.loading.cores", lambda: 1)
+    monkeypatch.setattr("planner.inference.loading.cores", lambda: 1)
 
 
 @pytest.fixture

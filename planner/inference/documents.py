@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from planner import strict_json
-from planner.errors import FileUnreadable, SuiteInvalid
+from planner.errors import FileUnreadable, TextInvalid
 
 __all__ = ["load_documents", "parse_documents", "read_text_file"]
 
@@ -22,7 +22,7 @@ def load_documents(path: Path) -> tuple[str, ...]:
     `.jsonl` holds one object with a string `text` a line (other keys are ignored, blank lines are skipped), `.json` one
     list of strings, `.txt` documents separated by blank lines. The file is UTF-8.
 
-    Raises `FileUnreadable` when the file is missing or no UTF-8, and `SuiteInvalid`, naming lines, when its content is
+    Raises `FileUnreadable` when the file is missing or no UTF-8, and `TextInvalid`, naming lines, when its content is
     not that: an unknown ending, no document at all, an empty document.
     """
     return parse_documents(read_text_file(path).decode("utf-8-sig"), path)
@@ -35,7 +35,7 @@ def read_text_file(path: Path) -> bytes:
     except OSError as error:
         raise FileUnreadable(
             f"cannot read {path}: {error.strerror or error}",
-            hint="check the path; a text is named relative to its suite file",
+            hint="check the path; a text is named relative to the file that names it",
         ) from None
     try:
         data.decode("utf-8-sig")
@@ -50,7 +50,7 @@ def parse_documents(text: str, path: Path) -> tuple[str, ...]:
     """As `load_documents`, from text that was read already; `path` gives the format and a name for messages."""
     ending = path.suffix.lower()
     if ending not in _FORMATS:
-        raise SuiteInvalid(f"{path} is none of {', '.join(_FORMATS)}", hint="name the file by its format")
+        raise TextInvalid(f"{path} is none of {', '.join(_FORMATS)}", hint="name the file by its format")
     documents: list[str] = []
     problems: list[str] = []
     found = {".jsonl": _json_lines, ".json": _json_list, ".txt": _paragraphs}[ending](text)
@@ -64,9 +64,9 @@ def parse_documents(text: str, path: Path) -> tuple[str, ...]:
     if problems:
         more = len(problems) - _SHOWN
         shown = "; ".join(problems[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
-        raise SuiteInvalid(f"{path}: {shown}", hint="every document is a text that is not empty")
+        raise TextInvalid(f"{path}: {shown}", hint="every document is a text that is not empty")
     if not documents:
-        raise SuiteInvalid(f"{path} holds no document", hint="add documents, or name another file")
+        raise TextInvalid(f"{path} holds no document", hint="add documents, or name another file")
     return tuple(documents)
 
 

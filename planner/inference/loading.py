@@ -1,4 +1,4 @@
-"""Two checkpoints as models to compare: loaded offline, quietly, and refused where a comparison would mean nothing."""
+"""A checkpoint as a model that runs: loaded offline, quietly, completely or not at all; texts as its tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +14,17 @@ from safetensors import SafetensorError
 
 from planner.errors import CheckpointError, ExtraMissing
 
-__all__ = ["Pair", "cores", "load_pair", "quiet", "require_torch", "tokenize"]
+__all__ = ["context_of", "cores", "encode", "load_model", "load_tokenizer", "quiet", "require_torch"]
 
 
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """Baseline and candidate, in float32 on the CPU, in evaluation mode."""
-
-    baseline: Any
-    candidate: Any
-    tokenizers: tuple[Any, Any]
-    context: int | None
-    """The longest input both models take, in tokens; None when their configurations do not say."""
-    vocabulary: int
-    """Rows of the smaller token embedding."""
-
-
-def require_torch() -> None:
+def require_torch(what: str = "evaluating") -> None:
     """Raise `ExtraMissing` unless torch and transformers can be imported."""
     for module in ("torch", "transformers"):
         try:
             importlib.import_module(module)
         except ImportError as error:
             raise ExtraMissing(
-                f"evaluating needs {module}, which cannot be imported: {error}",
+                f"{what} needs {module}, which cannot be imported: {error}",
                 hint="install the extra: pip install 'model-patch-planner[torch]' (in a checkout: '.[torch]')",
             ) from None
 
@@ -75,33 +61,24 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_pair(baseline: Path, candidate: Path) -> Pair:
-    """Load both checkpoint folders. Raises `CheckpointError` when one cannot be loaded completely."""
-    models = [_load_model(path) for path in (baseline, candidate)]
-    contexts = [context for model in models if (context := _context(model)) is not None]
-    return Pair(
-        baseline=models[0],
-        candidate=models[1],
-        tokenizers=(_load_tokenizer(baseline), _load_tokenizer(candidate)),
-        context=min(contexts, default=None),
-        vocabulary=min(int(model.get_input_embeddings().weight.shape[0]) for model in models),
-    )
-
-
 # What transformers and safetensors raise for checkpoints that are damaged or of a kind they do not know.
 _LOADING_ERRORS = (
     OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError, SafetensorError
 )  # fmt: skip
 
 
-def _load_model(path: Path) -> Any:
+def load_model(path: Path, *, dtype: Any = None) -> Any:
+    """The causal language model in a folder, on the CPU, in evaluation mode; in float32 unless `dtype` says otherwise.
+
+    Raises `CheckpointError` when it cannot be loaded completely. No code from the checkpoint is run.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
-            dtype=torch.float32,
+            dtype=dtype or torch.float32,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -117,7 +94,7 @@ def _load_model(path: Path) -> Any:
     if missing:
         raise CheckpointError(
             f"{path} lacks {len(missing)} tensors that its model needs, such as {missing[0]}",
-            hint="the checkpoint is incomplete; it was not evaluated",
+            hint="the checkpoint is incomplete; nothing was measured",
         )
     return model.eval()
 
@@ -125,7 +102,8 @@ def _load_model(path: Path) -> Any:
 _TOKENIZER_FILES = ("tokenizer.*", "vocab.*", "spiece.model", "sentencepiece*", "*.tiktoken", "tekken.json")
 
 
-def _load_tokenizer(path: Path) -> Any:
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer in a folder. Raises `CheckpointError` when there is none that loads."""
     from transformers import AutoTokenizer
 
     try:
@@ -136,7 +114,7 @@ def _load_tokenizer(path: Path) -> Any:
     except _LOADING_ERRORS as error:
         raise CheckpointError(
             f"transformers cannot load the tokenizer of {path}: {_first_line(error)}",
-            hint="a checkpoint that is evaluated needs its tokenizer files beside the weights",
+            hint="a checkpoint that is run needs its tokenizer files beside the weights",
         ) from error
 
 
@@ -144,7 +122,8 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _context(model: Any) -> int | None:
+def context_of(model: Any) -> int | None:
+    """The longest input it takes, in tokens; None when its configuration does not say."""
     config = model.config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
         value = getattr(config, name, None)
@@ -153,28 +132,11 @@ def _context(model: Any) -> int | None:
     return None
 
 
-def tokenize(pair: Pair, documents: Sequence[str], max_tokens: int | None) -> list[list[int]]:
+def encode(tokenizer: Any, documents: Sequence[str], max_tokens: int | None, context: int | None) -> list[list[int]]:
     """Token ids of each document: the BOS token once, where the tokenizer has one, then at most `max_tokens` others.
 
-    Raises `CheckpointError` when the two tokenizers disagree on a document or name tokens that a model does not have:
-    losses over different tokens cannot be compared.
+    Nothing beyond `context` tokens is kept.
     """
-    ours, theirs = (_encode(tokenizer, documents, max_tokens, pair.context) for tokenizer in pair.tokenizers)
-    for number, (one, other) in enumerate(zip(ours, theirs, strict=True), start=1):
-        if one != other:
-            raise CheckpointError(
-                f"the tokenizers of baseline and candidate cut document {number} into different tokens",
-                hint="compare checkpoints that share a tokenizer",
-            )
-        if max(one, default=0) >= pair.vocabulary:
-            raise CheckpointError(
-                f"document {number} has token {max(one)}, but a model has only {pair.vocabulary} tokens",
-                hint="the tokenizer files do not belong to this checkpoint",
-            )
-    return ours
-
-
-def _encode(tokenizer: Any, documents: Sequence[str], max_tokens: int | None, context: int | None) -> list[list[int]]:
     bos = tokenizer.bos_token_id
     prefix = [] if bos is None else [int(bos)]
     encoded: list[list[int]] = []
