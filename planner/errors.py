@@ -8,6 +8,7 @@
     │   ├── FileUnreadable               a file named by the user cannot be read
     │   ├── TextInvalid                  a file of documents that holds none, or something else
     │   ├── SuiteInvalid                 an evaluation suite that makes no sense
+    │   ├── EvidenceUnusable             a file of evidence that is none, or not that of this checkpoint
     │   ├── PolicyInvalid                a policy file that makes no sense
     │   ├── PipelineInvalid              a pipeline file that makes no sense
     │   └── NothingToRevert              the ledger holds no such patch
@@ -61,6 +62,7 @@ __all__ = [
     "ConfigMalformed",
     "EndpointRefused",
     "EndpointUnreachable",
+    "EvidenceUnusable",
     "ExtraMissing",
     "FileUnreadable",
     "GateRefused",
@@ -151,6 +153,12 @@ class SuiteInvalid(UsageError):
     """The evaluation suite makes no sense."""
 
     code = "suite-invalid"
+
+
+class EvidenceUnusable(UsageError):
+    """A file of evidence that cannot be read, lacks its arrays, or was measured on another checkpoint."""
+
+    code = "evidence-unusable"
 
 
 class PolicyInvalid(UsageError):

@@ -11,21 +11,29 @@ from planner.cli.given import Json, ModelArgument
 
 if TYPE_CHECKING:
     from planner.cli.console import Screen
-    from planner.evaluation import Calibrated, Evaluation, MetricResult
+    from planner.evaluation import Calibrated, Controls, Evaluation, MetricResult
 
 
 def command(
     model: ModelArgument,
     baseline: Annotated[str, typer.Option(metavar="MODEL", help="The checkpoint to compare with.")],
     suite: Annotated[Path, typer.Option(metavar="FILE", help="Suite file: metrics, texts, gates.")],
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap and the permutation test.")] = 0,
+    plan: Annotated[
+        Path | None,
+        typer.Option(metavar="PLAN", help="What made MODEL from the baseline; default: as its ledger says."),
+    ] = None,
+    controls: Annotated[
+        int, typer.Option(min=0, max=1000, help="Random plans of the same strengths to compare with; 0 for none.")
+    ] = 39,
+    seed: Annotated[int, typer.Option(min=0, help="Of resampling, permutations and random plans.")] = 0,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the evaluation here.")] = None,
     as_json: Json = False,
 ) -> int:
-    """Did it help? Paired statistics on the same documents, drift, and gates."""
+    """Did it help? Paired statistics on the same documents, controls, drift, and gates."""
     from planner import fsio
     from planner.cli.console import Screen
     from planner.cli.given import checkpoint_at, profiled
+    from planner.cli.origin import by_ledger, by_plan
     from planner.errors import GateRefused
     from planner.evaluation import Side, evaluate, load_suite
 
@@ -35,12 +43,15 @@ def command(
     loaded = load_suite(suite)
     before, after = checkpoint_at(baseline), checkpoint_at(model)
     sides = [Side(name=c.name, fingerprint=profiled(c, screen).fingerprint) for c in (before, after)]
+    first, second = (str(side.fingerprint) for side in sides)
+    wanted = by_plan(plan, first, controls) if plan else by_ledger(after.path, first, second, controls)
     with screen.progress("loading both models, then evaluating by tokens", unit="tokens") as bar:
         found = evaluate(
             before.path,
             after.path,
             loaded,
             seed=seed,
+            controls=wanted,
             progress=bar.set,
             baseline_side=sides[0],
             candidate_side=sides[1],
@@ -66,12 +77,32 @@ def show_evaluation(found: Evaluation, screen: Screen) -> None:
         screen.show("    calibrated  " + (_compared(metric.calibrated) if metric.calibrated else "not finite"))
     screen.show("nats per token, lower is better; calibrated: each side at its own best logit temperature")
     screen.show(f"a verdict asks for p < {LEVEL:g}, adjusted for several metrics, and a difference of {RESOLUTION:g}")
+    _show_controls(found.controls, screen)
     drift = found.drift
     kl = "not finite" if drift.kl_mean is None else f"{drift.kl_mean:.3g} nats a token"
     screen.show(f"drift on {drift.text}: KL {kl}, the same most likely token at {drift.top1_agreement:.2%}")
     for gate in found.gates:
         screen.show(f"gate {gate.name}: {'passed' if gate.passed else 'REFUSED'}")
         screen.prose(gate.why, indent=4)
+
+
+def _show_controls(found: Controls, screen: Screen) -> None:
+    alone = found.temperature
+    mine = "" if alone.candidate is None else f", the candidate {alone.candidate:+.5f}"
+    temperature = f"temperature alone would gain {alone.difference:+.5f} raw{mine}"
+    if found.random is None:
+        screen.show(f"controls on {found.metric}: {temperature}")
+        screen.prose(f"no random plans: {found.no_random}", indent=4)
+    else:
+        random = found.random
+        z = "" if random.z is None else f"z = {random.z:.1f}, "
+        better = f"better than {random.n - random.as_good} of {random.n} random plans of the same strengths"
+        screen.show(f"controls on {found.metric}: {better} ({z}p = {random.rank_p:.3g}); {temperature}")
+        alike = f"{random.improved_raw} raw and {random.improved_calibrated} calibrated"
+        screen.show(f'    of the random plans, {alike} would be "improved" by their p-values alone')
+    if found.noise_floor is not None:
+        floor = found.noise_floor
+        screen.show(f"noise floor: {floor.mean:.1g} nats a token; {floor.document:.1g} on one document")
 
 
 def _compared(side: MetricResult | Calibrated) -> str:

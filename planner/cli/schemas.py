@@ -51,8 +51,10 @@ def _kinds() -> dict[str, type[Record]]:
     from planner.architecture import ModelSummary
     from planner.effects import CheckReport, Difference
     from planner.evaluation import Evaluation
+    from planner.evidence import EvidenceFile
     from planner.pipeline import Outcome, Pipeline, Started
     from planner.plan import Plan, Policy
+    from planner.probes.lens_types import Lens
     from planner.profile import Profile
     from planner.transaction import Ledger, Receipt, Verification
 
@@ -60,7 +62,9 @@ def _kinds() -> dict[str, type[Record]]:
         "check": CheckReport,
         "diff": Difference,
         "evaluation": Evaluation,
+        "evidence": EvidenceFile,
         "ledger": Ledger,
+        "lens": Lens,
         "map": ModelSummary,
         "outcome": Outcome,
         "pipeline": Pipeline,

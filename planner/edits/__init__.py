@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from planner.edits.arrays import Provenance, read_array
 from planner.edits.lora import Adapter, open_adapter
+from planner.edits.realised import new_values, stored_values
 from planner.edits.resolving import combined, resolved
 from planner.edits.surroundings import Surroundings, surroundings_of
 from planner.edits.types import Added, ModificationEdits, PlanEdits, TensorEdit, Unresolved
@@ -18,8 +19,10 @@ __all__ = [
     "TensorEdit",
     "Unresolved",
     "combined",
+    "new_values",
     "open_adapter",
     "read_array",
     "resolved",
+    "stored_values",
     "surroundings_of",
 ]

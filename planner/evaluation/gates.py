@@ -4,37 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from planner.evaluation.report import DriftResult, GateResult, MetricResult
+from planner.evaluation.report import Controls, DriftResult, GateResult, MetricResult, RandomPlans
 from planner.evaluation.suite import Gate, Suite
 
-__all__ = ["DEFAULT_MARGIN", "judge"]
+__all__ = ["DEFAULT_MARGIN", "ENOUGH_RANDOM_PLANS", "RANDOM_LEVEL", "judge"]
 
 DEFAULT_MARGIN = 0.01
 """Nats per token; about 1 % of perplexity."""
+RANDOM_LEVEL = 0.05
+"""A candidate whose rank_p is above this has not shown that it is better than random plans."""
+ENOUGH_RANDOM_PLANS = 19
+"""The fewest random plans that can tell: with fewer, even the best rank leaves rank_p above `RANDOM_LEVEL`."""
 
 
-def judge(suite: Suite, metrics: Iterable[MetricResult], drift: DriftResult) -> tuple[GateResult, ...]:
-    """What each gate of the suite says, in order. What is not finite fails every gate on it."""
+def judge(
+    suite: Suite, metrics: Iterable[MetricResult], drift: DriftResult, controls: Controls | None = None
+) -> tuple[GateResult, ...]:
+    """What each gate of the suite says, in order. What is not finite fails every gate on it.
+
+    "improved" asks for the verdict, and on the metric of the controls also for a rank among the random plans that is
+    unlikely by chance (rank_p <= 0.05), where at least 19 of them were measured.
+    """
     found = {metric.name: metric for metric in metrics}
     results: list[GateResult] = []
     for gate in suite.gates:
         if gate.metric is None:
             passed, why = _max_drift(gate, drift)
         elif gate.rule == "improved":
-            passed, why = _improved(found[gate.metric])
+            mine = controls is not None and controls.metric == gate.metric
+            passed, why = _improved(found[gate.metric], controls.random if controls and mine else None)
         else:
             passed, why = _not_worse(gate, found[gate.metric])
         results.append(GateResult(name=gate.name, passed=passed, why=why))
     return tuple(results)
 
 
-def _improved(metric: MetricResult) -> tuple[bool, str]:
+def _improved(metric: MetricResult, random: RandomPlans | None) -> tuple[bool, str]:
     if metric.difference is None or metric.calibrated is None:
         return False, _broken(metric)
     passed = metric.verdict == "improved"
     why = f"the verdict is {metric.verdict!r}: {_numbers(metric)}"
     if metric.verdict == "no detectable change" and metric.calibrated.mde:
         why += f"; on this text a difference below about {metric.calibrated.mde:.1g} would often go unseen"
+    if random is None:
+        return passed, why
+    better = random.n - random.as_good
+    why += f"; better than {better} of {random.n} random plans of the same strengths (p = {random.rank_p:.3g})"
+    if random.n < ENOUGH_RANDOM_PLANS:
+        return passed, f"{why}, which are too few to decide"
+    if random.rank_p > RANDOM_LEVEL:
+        return False, f"{why}, where p <= {RANDOM_LEVEL:g} is asked for"
     return passed, why
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from planner.errors import CheckpointError
 from planner.inference import context_of, encode, load_model, load_tokenizer
 
-__all__ = ["Pair", "load_pair", "tokenize"]
+__all__ = ["Pair", "load_itself", "load_pair", "tokenize"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +28,21 @@ class Pair:
 
 def load_pair(baseline: Path, candidate: Path) -> Pair:
     """Load both checkpoint folders. Raises `CheckpointError` when one cannot be loaded completely."""
-    models = [load_model(path) for path in (baseline, candidate)]
+    return _paired([load_model(path) for path in (baseline, candidate)], (baseline, candidate))
+
+
+def load_itself(path: Path) -> Pair:
+    """One checkpoint folder as both sides, loaded once. Raises as `load_pair` does."""
+    return _paired([load_model(path)] * 2, (path, path))
+
+
+def _paired(models: list[Any], paths: tuple[Path, Path]) -> Pair:
+    tokenizers = {path: load_tokenizer(path) for path in dict.fromkeys(paths)}
     contexts = [context for model in models if (context := context_of(model)) is not None]
     return Pair(
         baseline=models[0],
         candidate=models[1],
-        tokenizers=(load_tokenizer(baseline), load_tokenizer(candidate)),
+        tokenizers=(tokenizers[paths[0]], tokenizers[paths[1]]),
         context=min(contexts, default=None),
         vocabulary=min(int(model.get_input_embeddings().weight.shape[0]) for model in models),
     )

@@ -10,13 +10,18 @@ from planner.records import Record
 
 __all__ = [
     "Calibrated",
+    "Controls",
     "DriftResult",
     "Evaluation",
     "GateResult",
     "MetricResult",
+    "NoiseFloor",
+    "RandomPlans",
     "RawVerdict",
     "Side",
+    "Spread",
     "SuiteIdentity",
+    "TemperatureAlone",
     "Temperatures",
     "TextIdentity",
     "Verdict",
@@ -151,6 +156,95 @@ class DriftResult(Record):
     """Tokens at which the divergence is NaN or infinite."""
 
 
+class TemperatureAlone(Record):
+    """What a logit scale gains by itself: the baseline at its own best temperature, cross-fitted on other documents."""
+
+    difference: float
+    """Calibrated minus raw loss of the baseline, nats per token: what one number buys without any change of weights."""
+    candidate: float | None
+    """The candidate's raw difference, to compare with; null when its loss is not finite."""
+    share: float | None
+    """How much of the candidate's raw gain is a change of temperature: the part that is gone once both sides are at
+    their best temperature, 1 - calibrated / raw difference. Above 1: calibrated, the candidate is worse. Null when the
+    candidate gains less than 0.0001 nats per token raw."""
+
+
+class Spread(Record):
+    """A difference over the random plans, nats per token."""
+
+    mean: float
+    """Their mean."""
+    sd: float | None
+    """Their standard deviation (n - 1); null for a single one."""
+    min: float
+    """The best of them."""
+    max: float
+    """The worst of them."""
+
+
+class RandomPlans(Record):
+    """The candidate among plans of the same strengths in random places and directions.
+
+    Each keeps the multiset of the plan's strengths. A factor goes to a tensor of the same role and shape and becomes
+    its inverse with probability 1/2; the factors of a vector over rows or columns also change places within it, each
+    inverted or not (neighbours that are equal throughout, such as the rows of a head, stay together). An offset goes
+    to a tensor of the same role and shape with a random sign. Any other change stays in its tensor and keeps its norm:
+    its rows (of a vector, the elements) change places, each with a random sign. Values are rounded as they would be
+    stored. Every random plan differs from the others and from the candidate's.
+    """
+
+    n: int
+    """Random plans that were measured. Fewer than asked for where no more different ones were found."""
+    asked: int
+    """How many were asked for."""
+    nonfinite: int
+    """Those whose loss is not finite. They count as worse than the candidate and are left out of the spreads."""
+    calibrated: Spread | None
+    """Their calibrated differences from the baseline; null when none is finite."""
+    raw: Spread | None
+    """Their raw differences from the baseline; null when none is finite."""
+    as_good: int
+    """Random plans whose calibrated difference is at least as good as the candidate's."""
+    rank: int
+    """Of the candidate by calibrated difference: 1 when it is better than all of them."""
+    rank_p: float
+    """(1 + as_good) / (n + 1): how likely a plan that is as random as they are ranks so well."""
+    z: float | None
+    """(candidate - mean) / sd of the calibrated difference; null without an sd."""
+    improved_raw: int
+    """Random plans whose raw difference alone would be called "improved": what significance without a control is
+    worth here."""
+    improved_calibrated: int
+    """Random plans whose calibrated difference would be called "improved"."""
+    methods: dict[Literal["factor", "factors", "offset", "change"], int]
+    """Tensors of the plan by how their change was rearranged: one factor; a factor for each row or column; an offset;
+    any other change, as the difference that it makes."""
+
+
+class NoiseFloor(Record):
+    """The baseline against itself, its documents in another order and in other batches: rounding and nothing else."""
+
+    document: float
+    """The largest absolute difference of a document's loss, nats per token."""
+    mean: float
+    """The absolute difference of the loss over all tokens, nats per token."""
+
+
+class Controls(Record):
+    """What the difference of one metric is to be compared with before anybody believes it."""
+
+    metric: str
+    """The metric: the first one with a gate "improved", else the first of the suite."""
+    temperature: TemperatureAlone
+    """What a logit scale would do alone."""
+    random: RandomPlans | None
+    """The candidate among random plans; null where they could not be made or were not asked for."""
+    no_random: str | None
+    """Why there are no random plans; null where there are."""
+    noise_floor: NoiseFloor | None
+    """Null where no controls were asked for."""
+
+
 class GateResult(Record):
     """What a gate said."""
 
@@ -176,7 +270,7 @@ class Evaluation(Record):
     suite: SuiteIdentity
     """What was measured on."""
     seed: int
-    """Of the bootstrap and of random sign flips; nothing else is random."""
+    """Of the bootstrap, of random sign flips and of random plans; nothing else is random."""
     dtype: Literal["float32"] = "float32"
     """The models' arithmetic."""
     versions: dict[str, str]
@@ -187,6 +281,8 @@ class Evaluation(Record):
     """In the order of the suite."""
     drift: DriftResult
     """Distance of the predictions."""
+    controls: Controls
+    """What the first decisive metric is compared with beside the baseline."""
     gates: tuple[GateResult, ...]
     """In the order of the suite."""
     accepted: bool

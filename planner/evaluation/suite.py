@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -13,7 +15,7 @@ from planner.errors import FileUnreadable, SuiteInvalid, TextInvalid
 from planner.inference import parse_documents, read_text_file
 from planner.records import Record
 
-__all__ = ["Drift", "Gate", "Metric", "Suite", "Text", "load_suite"]
+__all__ = ["Drift", "Gate", "Metric", "Suite", "Text", "load_suite", "suite_of"]
 
 _LATER_KINDS = ("multiple_choice", "generation", "code", "contrast", "lm_eval")
 _R = TypeVar("_R", bound=Record)
@@ -36,7 +38,8 @@ class Gate(Record):
     """One rule that a candidate has to pass."""
 
     rule: Literal["improved", "not_worse", "max_drift"]
-    """improved: the metric's verdict is "improved". not_worse: the upper ends of the 95 % intervals of the raw and of
+    """improved: the metric's verdict is "improved", and where it was compared with at least 19 random plans, its rank
+    among them is unlikely by chance (p <= 0.05). not_worse: the upper ends of the 95 % intervals of the raw and of
     the calibrated difference are at most `margin`. max_drift: the mean KL divergence is at most `limit`."""
     metric: str | None = None
     """The name of the metric; required, except for max_drift, which takes none."""
@@ -129,6 +132,25 @@ def load_suite(path: Path) -> Suite:
         drift=drift,
         texts=texts,
     )
+
+
+def suite_of(documents: Mapping[str, Sequence[str]], *, max_tokens: int | None = None) -> Suite:
+    """A suite without gates, of one text_loss metric for each entry, from documents in memory; for searches.
+
+    Every document is cut after `max_tokens` tokens. Drift is measured on the first metric's documents. Raises
+    `SuiteInvalid` where a paired comparison is not possible.
+    """
+    few = [name for name, texts in documents.items() if len(set(texts)) < 2]
+    if few or not documents:
+        what = f"{few[0]} has fewer than 2 different documents" if few else "there is no text"
+        raise SuiteInvalid(what, hint="a paired comparison needs at least 2 different documents")
+    metrics = tuple(Metric(name=name, kind="text_loss", text=name, max_tokens=max_tokens) for name in documents)
+    texts = tuple(
+        Text(name=name, digest=_digest(json.dumps(list(found)).encode()), documents=tuple(found))
+        for name, found in documents.items()
+    )
+    drift = Drift(text=metrics[0].text, max_tokens=max_tokens)
+    return Suite(name="texts", digest=_digest(b""), metrics=metrics, drift=drift, texts=texts)
 
 
 def _message(path: Path, problems: list[str]) -> str:

@@ -1,12 +1,15 @@
-"""The loss of two models on the same documents, in one pass over the same batches.
+"""The loss of models on the same documents, in one pass over the same batches.
 
-A document's loss is the sum over its tokens, from the second on, of -log p(token | tokens before it), in nats. The same
-logits also give the loss at other temperatures and, where asked for, how far the candidate's predictions have drifted.
+Mostly two models are compared; it is one alone where what it is compared with was measured before. A model may also be
+one that is loaded already, with other weights while it runs. A document's loss is the sum over its tokens, from the
+second on, of -log p(token | tokens before it), in nats. The same logits also give the loss at other temperatures and,
+where asked for, how far the candidate's predictions have drifted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +24,7 @@ from planner.inference import batches, logits_of, padded
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["DriftCounts", "Losses", "Measurement", "measure"]
+__all__ = ["DriftCounts", "Losses", "Measurement", "Weighted", "measure", "measure_models"]
 
 Floats = NDArray[np.float64]
 Step = Callable[[int], None]
@@ -36,6 +39,16 @@ _PILOT_DOCUMENTS, _PILOT_TOKENS = 8, 64
 
 
 @dataclass(frozen=True, eq=False)
+class Weighted:
+    """A model, and the weights it is to run with."""
+
+    model: Any
+    """A causal language model of transformers."""
+    weights: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """Makes a context in which the model has these weights; by default it has them already."""
+
+
+@dataclass(frozen=True, eq=False)
 class Losses:
     """One model's losses on n documents."""
 
@@ -43,6 +56,10 @@ class Losses:
     """Shape [n]: nats, summed over the predicted tokens. Not finite where the model's output was not."""
     curves: Curves
     """The same at other temperatures."""
+
+    def taken(self, places: NDArray[np.int64]) -> Losses:
+        """Those of the documents at these places, in this order."""
+        return Losses(self.nll[places], Curves(self.curves.centre, self.curves.values[places]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,27 +93,54 @@ def measure(pair: Pair, documents: Sequence[Sequence[int]], *, drift: bool, step
 
     Raises `CheckpointError` when the two models do not predict the same number of tokens.
     """
+    models = (Weighted(pair.baseline), Weighted(pair.candidate))
+    (baseline, candidate), counts = measure_models(
+        models, documents, vocabulary=pair.vocabulary, drift=drift, step=step
+    )
+    tokens = np.array([len(ids) - 1 for ids in documents], dtype=np.float64)
+    return Measurement(tokens=tokens, baseline=baseline, candidate=candidate, drift=counts)
+
+
+def measure_models(
+    models: Sequence[Weighted],
+    documents: Sequence[Sequence[int]],
+    *,
+    vocabulary: int,
+    drift: bool = False,
+    batch_tokens: int | None = None,
+    step: Step | None = None,
+) -> tuple[tuple[Losses, ...], DriftCounts | None]:
+    """As `measure`, for any number of models: the losses of each, and with `drift` the divergence of the first two.
+
+    `vocabulary`: about how many tokens the models predict. `batch_tokens`: fewer tokens a batch than usual; a document
+    that is longer is a batch by itself. Models that are one object with different weights change them for each block.
+    """
     import torch
 
     with torch.inference_mode():
-        models = (pair.baseline, pair.candidate)
-        sums = [_Sums(len(documents), _centre(model, documents)) for model in models]
+        sums = []
+        for side in models:
+            with side.weights():
+                sums.append(_Sums(len(documents), _centre(side.model, documents)))
         tokens = [len(ids) - 1 for ids in documents]
         # One array from the start: a small one for each piece would pin the memory that the pieces leave behind.
         kl = torch.empty(sum(tokens) if drift else 0)
         seen = same_top = 0
         # A guess is enough: a model whose head is padded beyond the embedding only gets somewhat larger blocks.
-        width = max(1, min(_BATCH_TOKENS, _LOGITS_ELEMENTS // pair.vocabulary))
+        width = max(1, min(_BATCH_TOKENS, _LOGITS_ELEMENTS // vocabulary))
         # A recurrent model (transformers says "stateful") does not resume from its cache with more than one token.
-        resumable = not any(getattr(model, "_is_stateful", False) for model in models)
-        for batch in batches(tokens, width):
+        resumable = not any(getattr(side.model, "_is_stateful", False) for side in models)
+        for batch in batches(tokens, min(batch_tokens or width, width)):
             inputs, targets, mask = padded([documents[place] for place in batch])
             at_once = width if resumable else inputs.shape[1]
             owners = torch.tensor(batch).unsqueeze(1).expand_as(inputs)
-            runs = [logits_of(model, inputs, mask, at_once) for model in models]
+            runs = [logits_of(side.model, inputs, mask, at_once) for side in models]
             for start in range(0, inputs.shape[1], at_once):
-                logits = [next(run).flatten(0, 1) for run in runs]
-                if logits[0].shape != logits[1].shape:
+                logits = []
+                for side, run in zip(models, runs, strict=True):
+                    with side.weights():
+                        logits.append(next(run).flatten(0, 1))
+                if len({block.shape for block in logits}) > 1:
                     sizes = " and ".join(str(block.shape[-1]) for block in logits)
                     raise CheckpointError(
                         f"baseline and candidate predict different numbers of tokens: {sizes}",
@@ -114,15 +158,10 @@ def measure(pair: Pair, documents: Sequence[Sequence[int]], *, drift: bool, step
                         kl[seen : seen + len(rows)] = _divergence(sides[0][0], sides[1][0])
                         seen += len(rows)
                         same_top += int((sides[0][1] == sides[1][1]).sum())
-                del logits  # before the next two blocks are computed
+                del logits  # before the next blocks are computed
             if step is not None:
                 step(sum(tokens[place] for place in batch))
-    return Measurement(
-        tokens=np.array(tokens, dtype=np.float64),
-        baseline=sums[0].losses(),
-        candidate=sums[1].losses(),
-        drift=DriftCounts(kl.numpy(), same_top) if drift else None,
-    )
+    return tuple(side.losses() for side in sums), DriftCounts(kl.numpy(), same_top) if drift else None
 
 
 class _Sums:

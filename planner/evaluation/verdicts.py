@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.errors import CheckpointError
 from planner.evaluation.report import Calibrated, DriftResult, MetricResult, RawVerdict, Temperatures, Verdict
@@ -16,7 +17,7 @@ from planner.evaluation.temperature import assign_folds, best_inverse_temperatur
 if TYPE_CHECKING:
     from planner.evaluation.text_loss import DriftCounts, Measurement
 
-__all__ = ["RESOLUTION", "drift_result", "metric_results"]
+__all__ = ["RESOLUTION", "Calibration", "calibrate", "drift_result", "metric_results", "nonfinite", "verdict_of"]
 
 RESOLUTION = 1e-4
 """Nats per token. Interpolated temperatures and float32 leave errors below this that can all have one sign; a test over
@@ -24,11 +25,17 @@ documents would find such an error significant, so a smaller difference is never
 
 
 @dataclass(frozen=True)
-class _Calibration:
+class Calibration:
+    """A comparison with each side at its own best logit temperature."""
+
     losses: tuple[float, float]
+    """Of baseline and candidate, nats per token."""
     comparison: Comparison
+    """Of these losses, each document at a temperature fitted on other documents."""
     temperatures: tuple[float, float]
+    """The best of baseline and candidate on all documents."""
     at_limit: bool
+    """Whether one of them lies at the limit of the search."""
 
 
 def metric_results(
@@ -40,20 +47,20 @@ def metric_results(
     on some document is worse, without numbers. Raises `CheckpointError` when the baseline's loss is not finite.
     """
     raw: list[Comparison | None] = []
-    calibrated: list[_Calibration | None] = []
+    calibrated: list[Calibration | None] = []
     for name, texts, found in zip(names, documents, measured, strict=True):
-        broken = _nonfinite(found.baseline.nll, found.baseline.curves.values)
+        broken = nonfinite(found.baseline.nll, found.baseline.curves.values)
         if broken:
             raise CheckpointError(
                 f"the baseline's loss is not finite on {broken} of {len(texts)} documents of {name!r}",
                 hint="there is nothing to compare with; check the baseline's weights",
             )
-        if _nonfinite(found.candidate.nll, found.candidate.curves.values):
+        if nonfinite(found.candidate.nll, found.candidate.curves.values):
             raw.append(None)
             calibrated.append(None)
         else:
             raw.append(compare(found.candidate.nll - found.baseline.nll, found.tokens, seed=seed))
-            calibrated.append(_calibrate(found, texts, seed))
+            calibrated.append(calibrate(found, texts, seed))
     raw_holm = holm([None if one is None else one.p_value for one in raw])
     calibrated_holm = holm([None if one is None else one.comparison.p_value for one in calibrated])
     return tuple(
@@ -75,18 +82,20 @@ def drift_result(text: str, counts: DriftCounts) -> DriftResult:
     )
 
 
-def _nonfinite(nll: np.ndarray, curves: np.ndarray) -> int:
+def nonfinite(nll: NDArray[np.float64], curves: NDArray[np.float64]) -> int:
+    """On how many of n documents a loss is not finite: `nll` of shape [n], `curves` of shape [n, nodes]."""
     # A loss that is finite by itself but overflows at another temperature comes from logits near float32's limit.
     return int(np.count_nonzero(~(np.isfinite(nll) & np.isfinite(curves).all(axis=1))))
 
 
-def _calibrate(found: Measurement, documents: Sequence[str], seed: int) -> _Calibration:
+def calibrate(found: Measurement, documents: Sequence[str], seed: int) -> Calibration:
+    """The comparison of two sides whose losses are finite. `documents` are the texts that were measured on."""
     folds = assign_folds(documents)
     sides = (found.baseline.curves, found.candidate.curves)
     losses = [cross_fit(side, folds) for side in sides]
     best = [best_inverse_temperature(side) for side in sides]
     total = found.tokens.sum()
-    return _Calibration(
+    return Calibration(
         losses=(float(losses[0].sum() / total), float(losses[1].sum() / total)),
         comparison=compare(losses[1] - losses[0], found.tokens, seed=seed),
         temperatures=(1.0 / best[0][0], 1.0 / best[1][0]),
@@ -99,7 +108,7 @@ def _result(
     found: Measurement,
     raw: Comparison | None,
     raw_p: float | None,
-    calibrated: _Calibration | None,
+    calibrated: Calibration | None,
     calibrated_p: float | None,
 ) -> MetricResult:
     tokens = found.tokens.sum()
@@ -109,16 +118,16 @@ def _result(
         "n": len(found.tokens),
         "tokens": int(tokens),
         "baseline": float(found.baseline.nll.sum() / tokens),
-        "nonfinite_documents": _nonfinite(found.candidate.nll, found.candidate.curves.values),
+        "nonfinite_documents": nonfinite(found.candidate.nll, found.candidate.curves.values),
         "p_holm": raw_p,
     }
     if raw is None or raw_p is None or calibrated is None or calibrated_p is None:
         gone = ("candidate", "difference", "interval", "p_value", "share_better", "mde", "calibrated")
         verdicts = {"raw_verdict": "worse", "verdict": "worse", "test": "none: the candidate's loss is not finite"}
         return MetricResult.model_validate(shared | verdicts | dict.fromkeys(gone))
-    raw_verdict = _raw_verdict(raw, raw_p)
+    raw_verdict = verdict_of(raw, raw_p)
     compared = calibrated.comparison
-    calibrated_verdict = _raw_verdict(compared, calibrated_p)
+    calibrated_verdict = verdict_of(compared, calibrated_p)
     if calibrated.at_limit and calibrated_verdict == "improved":
         calibrated_verdict = "no detectable change"
     return MetricResult.model_validate(
@@ -149,7 +158,8 @@ def _result(
     )
 
 
-def _raw_verdict(compared: Comparison, p_holm: float) -> RawVerdict:
+def verdict_of(compared: Comparison, p_holm: float) -> RawVerdict:
+    """What one comparison says, with its p-value adjusted for the number of metrics."""
     low, high = compared.interval
     if p_holm >= LEVEL or abs(compared.difference) < RESOLUTION:
         return "no detectable change"

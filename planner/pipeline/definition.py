@@ -47,8 +47,11 @@ class Pipeline(Record):
     """Who writes the plan."""
     review: ReviewRule = ReviewRule()
     """Which modifications are approved."""
+    controls: int = Field(default=39, ge=0, le=1000)
+    """Random plans of the same strengths that the evaluation compares the candidate with; each costs one pass over the
+    text of one metric. 0 for none."""
     seed: int = Field(default=0, ge=0)
-    """Of the evaluation's bootstrap and permutation test."""
+    """Of the evaluation: its bootstrap, its permutation test and its random plans."""
 
 
 class Started(Record):

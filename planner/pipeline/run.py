@@ -17,7 +17,7 @@ from planner.analysts import Brief, propose_to
 from planner.checkpoint import Checkpoint, locate, open_checkpoint
 from planner.effects import CheckReport, check
 from planner.errors import GateRefused, PipelineInvalid, PlanNotApproved, StalePlan
-from planner.evaluation import Evaluation, Side, evaluate, load_suite
+from planner.evaluation import Evaluation, Side, Wanted, evaluate, load_suite
 from planner.inference import require_torch
 from planner.inputs import read_text
 from planner.pipeline.definition import Pipeline, ReviewRule, Started
@@ -93,7 +93,7 @@ def _told(story: _Run, pipeline: Pipeline, folder: Path, watcher: Watcher) -> Ou
             profile, "nothing approved", f"{pipeline.review} approves none", PlanNotApproved.exit_status
         )
     receipt = story.apply(reviewed)
-    evaluation = story.evaluate(profile, receipt)
+    evaluation = story.evaluate(profile, reviewed, receipt)
     if evaluation.accepted:
         return story.outcome(profile, "kept", _reasons(evaluation, passed=True), 0, receipt)
     story.revert(profile)
@@ -210,7 +210,9 @@ class _Run:
 
         return self._step("receipt.json", applied, Receipt.model_validate_json)
 
-    def evaluate(self, profile: Profile, receipt: Receipt) -> Evaluation:
+    def evaluate(self, profile: Profile, reviewed: Plan, receipt: Receipt) -> Evaluation:
+        made_by = [found for found in reviewed.modifications if found.id in receipt.modifications]
+
         def evaluated() -> Evaluation:
             with self._watcher.progress("evaluating", unit="tokens") as bar:
                 return evaluate(
@@ -218,6 +220,7 @@ class _Run:
                     self._candidate,
                     self._suite,
                     seed=self._pipeline.seed,
+                    controls=Wanted(count=self._pipeline.controls, modifications=made_by, folder=self._folder),
                     progress=bar.set,
                     baseline_side=Side(name=profile.name, fingerprint=profile.fingerprint),
                     candidate_side=Side(name=CANDIDATE, fingerprint=receipt.fingerprint_after),

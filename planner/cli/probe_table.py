@@ -1,0 +1,111 @@
+"""Evidence for people: how well the model does, what could be won at best, and where."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from planner.cli.console import Screen
+    from planner.evidence import EvidenceFile, Gradient, UnitSensitivity
+
+__all__ = ["show_evidence"]
+
+_MOST = 16
+_MOST_UNITS = 6
+
+
+def show_evidence(evidence: EvidenceFile, screen: Screen, *, every: bool = False) -> None:
+    """The loss, the ceilings, then tensors, heads and neurons, those with the largest gains first."""
+    _objective(evidence, screen)
+    _ceilings(evidence, screen)
+    screen.show()
+    ordered = sorted(evidence.tensors, key=lambda tensor: -tensor.scale.gain)
+    shown = ordered if every else ordered[:_MOST]
+    rows = [
+        (
+            tensor.name,
+            _with_error(tensor.scale.raw, tensor.scale.raw_se),
+            _with_error(tensor.scale.calibrated, tensor.scale.calibrated_se),
+            _factor(tensor.scale),
+            f"{tensor.scale.gain:.1e}",
+            f"{max(tensor.by_row, tensor.by_column):.1e}",
+            f"{tensor.scale.drift:.1e}",
+        )
+        for tensor in shown
+    ]
+    headings = ("tensor", "raw ± se", "calibrated ± se", "best factor", "gain", "by row", "drift")
+    screen.table(headings, rows, left=1, spare=("raw ± se", "drift", "by row"))
+    more = len(ordered) - len(shown)
+    if more:
+        screen.show(f"{more} more tensors with smaller gains (--all lists them)")
+    screen.prose(
+        "raw, calibrated: d loss / d log of a factor on the whole tensor, before and after the temperature is refitted. "
+        "gain: nats that the best factor alone would take off the calibrated loss, predicted; by row: a factor for each "
+        "row or column, judged on documents that did not choose it. drift: twice the KL divergence of a step of one.",
+        indent=0,
+    )
+    for kind in ("head", "neuron"):
+        units = [unit for unit in evidence.units if unit.kind == kind][:_MOST_UNITS]
+        if units:
+            screen.show()
+            screen.show(f"{kind}s with the largest gains:")
+        for unit in units:
+            screen.show(f"  {_unit(unit)}")
+    if evidence.not_measured:
+        screen.show()
+        for name, why in list(evidence.not_measured.items())[:_MOST_UNITS]:
+            screen.show(f"not measured: {name}: {why}")
+        if len(evidence.not_measured) > _MOST_UNITS:
+            screen.show(f"and {len(evidence.not_measured) - _MOST_UNITS} more")
+
+
+def _objective(evidence: EvidenceFile, screen: Screen) -> None:
+    goal = evidence.objective
+    unit = "a question" if goal.kind == "choice" else "a token"
+    documents = ", ".join(f"{t.documents} of {t.file} ({t.role})" for t in evidence.texts)
+    screen.show(f"measured on {documents}")
+    screen.show(
+        f"loss {goal.loss:.4f} nats {unit}; {goal.calibrated_loss:.4f} at its best temperature, {goal.temperature:.3f}"
+    )
+    if goal.accuracy is not None:
+        screen.show(f"right answers: {goal.accuracy:.1%}; margin {goal.margin:+.3f} nats")
+    stability = evidence.stability
+    if stability.correlation is not None and stability.sign_agreement is not None:
+        screen.show(
+            f"two halves of the documents agree with r = {stability.correlation:.2f} and on "
+            f"{stability.sign_agreement:.0%} of the signs"
+        )
+    gauge = evidence.gauge
+    screen.show(
+        f"{gauge.tensors} tensors, whose scales are {gauge.independent} different edits"
+        + (", a change of temperature among them" if gauge.temperature_within else "")
+    )
+
+
+def _ceilings(evidence: EvidenceFile, screen: Screen) -> None:
+    names = {"tensors": "one factor a tensor", "units": "one factor a row or column"}
+    for ceiling in evidence.ceilings:
+        error = "" if ceiling.gain_se is None else f" ± {ceiling.gain_se:.4f}"
+        line = f"ceiling, {names[ceiling.kind]}: {ceiling.gain:.4f}{error} nats (drift {ceiling.drift:.3f})"
+        screen.show(line + (": NOTHING TO WIN" if ceiling.hopeless else ""))
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return f"{value:+.1e}" + ("" if error is None else f" ± {error:.0e}")
+
+
+def _factor(gradient: Gradient) -> str:
+    import math
+
+    if gradient.step is None:
+        return "-"
+    return f"{math.exp(max(min(gradient.step, 20.0), -20.0)):.3g}" + ("" if gradient.stable is not False else " ?")
+
+
+def _unit(unit: UnitSensitivity) -> str:
+    where = "" if unit.layer is None else f" of layer {unit.layer}"
+    where += "" if unit.expert is None else f", expert {unit.expert}"
+    return (
+        f"{unit.kind} {unit.index}{where}: {_with_error(unit.scale.calibrated, unit.scale.calibrated_se)}, best factor "
+        f"{_factor(unit.scale)}, gain {unit.scale.gain:.1e}"
+    )

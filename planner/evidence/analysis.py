@@ -1,0 +1,267 @@
+"""From the arrays to what people and analysts read: sensitivities with errors, ceilings, how many edits differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.architecture import Band, ModelMap, Parameter, role_of
+from planner.evidence.measured import Direction, Floats, Measured
+from planner.evidence.quadratic import Level, Quadratic, crossed_gain, natural_step, predicted_gain
+from planner.evidence.types import (
+    Ceiling,
+    Gauge,
+    Gradient,
+    LeadingDirection,
+    Stability,
+    TensorSensitivity,
+    TopUnit,
+    UnitSensitivity,
+)
+
+__all__ = ["HOPELESS", "Sides", "ceilings_of", "gauge_of", "stability_of", "tensors_of", "units_of"]
+
+HOPELESS = 1e-3
+"""Nats: a ceiling below this, two standard errors included, is not worth a search. About 0.1 % of perplexity."""
+_DAMPINGS = tuple(10.0 ** (power / 2) for power in range(-4, 5))
+_TOP = 5
+_TOP_UNITS = 48
+_RANK_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The two models: over whole tensors, and over rows and columns."""
+
+    tensors: Quadratic
+    units: Quadratic
+
+    @classmethod
+    def of(cls, measured: Measured) -> Sides:
+        """Both, from the arrays."""
+        return cls(Quadratic.of(measured, "tensors"), Quadratic.of(measured, "units"))
+
+
+def tensors_of(
+    measured: Measured, sides: Sides, directions: Mapping[str, LeadingDirection], damping: float
+) -> tuple[TensorSensitivity, ...]:
+    """Every tensor; `damping` is that of the ceiling over units."""
+    count = measured.layout.tensors
+    scales = _gradients(sides.tensors)
+    identity = np.eye(count)
+    shifts = _gradients(Quadratic.along(measured, np.zeros((count, count)), shifts=identity, units=None))
+    units = sides.units
+    errors = units.gradient_se
+    found = []
+    for name, place in measured.layout.places.items():
+        rows, columns = place.shape
+        found.append(
+            TensorSensitivity(
+                name=name,
+                role=role_of(name).role,
+                layer=role_of(name).layer,
+                rows=rows,
+                columns=columns,
+                scale=scales[place.number],
+                shift=shifts[place.number],
+                by_row=_crossed(units, place.rows, damping),
+                by_column=_crossed(units, place.columns, damping),
+                top_rows=_top(units.gradient, errors, place.rows) if rows > 1 else (),
+                top_columns=_top(units.gradient, errors, place.columns) if columns > 1 else (),
+                direction=directions.get(name),
+            )
+        )
+    return tuple(found)
+
+
+def _gradients(quadratic: Quadratic) -> list[Gradient]:
+    """One for each step of the model."""
+    raw, raw_se = quadratic.goal.mean(quadratic.raw), quadratic.goal.standard_error(quadratic.raw)
+    mean, error = quadratic.gradient, quadratic.gradient_se
+    curvature, drift = quadratic.curvature(), quadratic.drift_curvature()
+    first, second = (
+        (quadratic.goal.mean(quadratic.calibrated, half) for half in (0, 1)) if error is not None else (0, 0)
+    )
+    agree = np.sign(first) == np.sign(second)
+    steep = curvature > np.finfo(np.float32).tiny
+    steps = np.divide(-mean, curvature, out=np.zeros_like(mean), where=steep)
+    return [
+        Gradient(
+            raw=float(raw[n]),
+            raw_se=None if raw_se is None else float(raw_se[n]),
+            calibrated=float(mean[n]),
+            calibrated_se=None if error is None else float(error[n]),
+            stable=None if error is None else bool(agree[n]),
+            curvature=float(curvature[n]),
+            drift=float(drift[n]),
+            step=float(steps[n]) if steep[n] else None,
+            gain=float(-0.5 * mean[n] * steps[n]),
+        )
+        for n in range(len(mean))
+    ]
+
+
+def _top(gradient: Floats, errors: Floats | None, where: slice) -> tuple[TopUnit, ...]:
+    mine = gradient[where]
+    order = np.argsort(-np.abs(mine), kind="stable")[:_TOP]
+    se = None if errors is None else errors[where]
+    return tuple(
+        TopUnit(index=int(n), calibrated=float(mine[n]), calibrated_se=None if se is None else float(se[n]))
+        for n in order
+    )
+
+
+def _crossed(units: Quadratic, where: slice, damping: float) -> float:
+    """Predicted gain of these units alone, judged by the other half; what it loses is none."""
+    gains = []
+    for number in (0, 1):
+        gradient, scores = units.half(number)
+        other, judge = units.half(1 - number)
+        step = natural_step(gradient[where], scores[:, where], damping)
+        gains.append(predicted_gain(other[where], judge[:, where], step))
+    return max(float(np.mean(gains)), 0.0)
+
+
+def ceilings_of(sides: Sides) -> tuple[tuple[Ceiling, ...], float]:
+    """The ceiling of each kind of edit, and the damping that does best over units."""
+    found, best_damping = [], _DAMPINGS[-1]
+    kinds: tuple[tuple[Level, Quadratic], ...] = (("tensors", sides.tensors), ("units", sides.units))
+    for kind, quadratic in kinds:
+        tried = [(*crossed_gain(quadratic, damping), damping) for damping in _DAMPINGS]
+        gain, in_sample, step, damping = max(tried, key=lambda item: item[0])
+        best_damping = damping
+        error = _gain_se(quadratic, damping)
+        along = quadratic.fisher_drift @ step
+        reach = max(gain, 0.0) + 2 * (error or 0.0)
+        found.append(
+            Ceiling(
+                kind=kind,
+                gain=max(gain, 0.0),
+                gain_se=error,
+                in_sample=max(in_sample, 0.0),
+                drift=float(0.5 * along @ along),
+                hopeless=reach < HOPELESS,
+            )
+        )
+    return tuple(found), best_damping
+
+
+def _gain_se(quadratic: Quadratic, damping: float) -> float | None:
+    """Of the crossed gain, over the groups that judge: that of the first-order part, which is what varies most."""
+    variance = 0.0
+    for number in (0, 1):
+        step = natural_step(*quadratic.half(number), damping)
+        chosen = quadratic.goal.halves == 1 - number
+        part = type(quadratic.goal)(
+            quadratic.goal.weights[chosen], quadratic.goal.side[chosen], np.arange(chosen.sum())
+        )
+        error = part.standard_error((quadratic.calibrated[chosen] @ step)[:, None])
+        if error is None:
+            return None
+        variance += float(error[0]) ** 2
+    return float(np.sqrt(variance) / 2)
+
+
+def gauge_of(measured: Measured) -> Gauge:
+    """How many of the scales of all tensors are different edits of the same function.
+
+    The rank of the scores: a combination of scales that leaves the function alone has none. Both texts count.
+    """
+    rows = np.concatenate(
+        [measured.sets[name].tensors[:, : measured.layout.tensors] for name in ("fisher", "fisher_raw", "fisher_drift")]
+    )
+    level = np.concatenate([measured.sets[name].tensors[:, -1] for name in ("fisher", "fisher_raw", "fisher_drift")])
+    rank = rank_of(rows)
+    return Gauge(
+        tensors=measured.layout.tensors,
+        independent=rank,
+        at_most=min(rows.shape),
+        temperature_within=rank_of(np.column_stack([rows, level])) == rank,
+    )
+
+
+def rank_of(rows: Floats) -> int:
+    """Numerical rank of [groups, n], each column brought to length one."""
+    lengths = np.linalg.norm(rows, axis=0)
+    used = lengths > _RANK_TOLERANCE * max(float(lengths.max(initial=0.0)), np.finfo(float).tiny)
+    if not used.any():
+        return 0
+    values = np.linalg.svd(rows[:, used] / lengths[used], compute_uv=False)
+    return int((values > _RANK_TOLERANCE * values[0]).sum())
+
+
+def stability_of(sides: Sides) -> Stability:
+    """How far the halves agree on whole tensors."""
+    quadratic = sides.tensors
+    if quadratic.gradient_se is None or quadratic.goal.halves.max(initial=0) == 0:
+        return Stability(correlation=None, sign_agreement=None, raw_correlation=None)
+    calibrated = [quadratic.goal.mean(quadratic.calibrated, half) for half in (0, 1)]
+    raw = [quadratic.goal.mean(quadratic.raw, half) for half in (0, 1)]
+    return Stability(
+        correlation=_correlation(*calibrated),
+        sign_agreement=float(np.mean(np.sign(calibrated[0]) == np.sign(calibrated[1]))),
+        raw_correlation=_correlation(*raw),
+    )
+
+
+def _correlation(one: Floats, other: Floats) -> float | None:
+    if len(one) < 2 or not np.std(one) or not np.std(other):
+        return None
+    return float(np.corrcoef(one, other)[0, 1])
+
+
+def units_of(measured: Measured, model: ModelMap) -> tuple[UnitSensitivity, ...]:
+    """The heads and neurons with the largest gains: what they put out, times a factor."""
+    found: list[UnitSensitivity] = []
+    for parameter, band, places in _bands(measured, model):
+        gradients = _gradients(_summed(measured, places))
+        found += [
+            UnitSensitivity(kind=band.unit, layer=parameter.layer, index=n, expert=parameter.expert, scale=gradient)
+            for n, gradient in enumerate(gradients)
+        ]
+    heads = sorted((u for u in found if u.kind == "head"), key=lambda unit: -unit.scale.gain)[: _TOP_UNITS // 2]
+    neurons = sorted((u for u in found if u.kind == "neuron"), key=lambda unit: -unit.scale.gain)[: _TOP_UNITS // 2]
+    return tuple(heads + neurons)
+
+
+def _summed(measured: Measured, places: NDArray[np.int64]) -> Quadratic:
+    """The model over sums of units; `places` is [steps, units a step]."""
+    sums = {
+        name: type(scores)(scores.tensors, scores.units[:, places].sum(axis=2, dtype=np.float64).astype(np.float32))
+        for name, scores in measured.sets.items()
+    }
+    return Quadratic.of(type(measured)(measured.layout, measured.goal, measured.drift, sums), "units")
+
+
+def _bands(measured: Measured, model: ModelMap) -> Iterator[tuple[Parameter, Band, NDArray[np.int64]]]:
+    """What puts out heads and neurons, with the places of each one's units, [heads or neurons, units each]."""
+    for parameter in model.parameters.values():
+        place = measured.layout.places.get(parameter.name)
+        if place is None:
+            continue
+        for band in parameter.bands:
+            if (band.unit, band.part) in (("head", "output"), ("neuron", "down")):
+                begin = (place.rows if band.axis == "rows" else place.columns).start
+                yield parameter, band, band.indices.reshape(len(band.indices), -1) + begin
+
+
+def directions_of(sketched: Mapping[str, Sequence[Direction]]) -> dict[str, LeadingDirection]:
+    """By tensor, from the direction of all documents and of each half."""
+    found = {}
+    for name, (whole, *halves) in sketched.items():
+        if not len(whole.strengths) or not whole.strengths[0] > 0:
+            continue
+        agreement = None
+        if len(halves) == 2:
+            one, other = halves
+            agreement = float(abs(one.left[:, 0] @ other.left[:, 0]) * abs(one.right[0] @ other.right[0]))
+        energy = float((whole.strengths**2).sum())
+        found[name] = LeadingDirection(
+            strength=float(whole.strengths[0]),
+            share=float(whole.strengths[0] ** 2 / energy),
+            agreement=agreement,
+        )
+    return found
