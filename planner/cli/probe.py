@@ -48,7 +48,7 @@ def command(
     from planner.cli.probe_table import show_evidence
     from planner.evidence import write_evidence
     from planner.probes import probe
-    from planner.profile import cache_folder
+    from planner.profile.store import cache_folder
 
     screen = Screen(as_json=as_json)
     request = _request(

@@ -39,9 +39,9 @@ def show_evidence(evidence: EvidenceFile, screen: Screen, *, every: bool = False
     if more:
         screen.show(f"{more} more tensors with smaller gains (--all lists them)")
     screen.prose(
-        "raw, calibrated: d loss / d log of a factor on the whole tensor, before and after the temperature is refitted. "
-        "gain: nats that the best factor alone would take off the calibrated loss, predicted; by row: a factor for each "
-        "row or column, judged on documents that did not choose it. drift: twice the KL divergence of a step of one.",
+        "raw, calibrated: d loss / d log of a factor on the whole tensor, without and with refitted temperature. "
+        "gain: nats that the best factor alone would take off the calibrated loss, predicted; by row: a factor for "
+        "each row or column, judged on documents that did not choose it. drift: twice the KL of a step of one.",
         indent=0,
     )
     for kind in ("head", "neuron"):

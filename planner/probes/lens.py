@@ -294,6 +294,12 @@ def _prompt(pair: Pair, streams: Sequence[ResidualStream], prompt: str, ids: lis
 def _likely(tokenizer: Any, logits: Tensor, top: int) -> tuple[LikelyToken, ...]:
     values, places = logits.softmax(dim=-1).topk(min(top, len(logits)))
     return tuple(
-        LikelyToken(id=token, text=str(tokenizer.decode([token])), probability=finite(value))
+        LikelyToken(id=token, text=_text_of(tokenizer, token), probability=finite(value))
         for value, token in zip(values.tolist(), places.tolist(), strict=True)
     )
+
+
+def _text_of(tokenizer: Any, token: int) -> str:
+    """What a token spells; its name in the vocabulary where it is only some bytes of a character."""
+    text = str(tokenizer.decode([token]))
+    return str(tokenizer.convert_ids_to_tokens(token)) if "\ufffd" in text else text
