@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from planner.cli.console import Screen
     from planner.effects import CheckedModification, CheckedTensor, CheckReport
+    from planner.evidence.prediction import PredictedChange, Prediction
     from planner.plan import Plan, Policy
 
 __all__ = ["describe", "show_report"]
@@ -22,6 +23,7 @@ _IDLE = {"invariant": "INVARIANT", "ignored": "IGNORED", "void": "VOID"}
 """Those that change nothing of what the model computes, in the letters that say so."""
 _MOST_TENSORS = 6
 _MOST_IDS = 8
+_MOSTLY = 0.5
 _LAYER = re.compile(r"layer \d+")
 _NUMBER = re.compile(r"(?<=[a-z]\.)\d+(?=\.[a-z])")
 
@@ -35,6 +37,8 @@ def show_report(plan: Plan, report: CheckReport, screen: Screen, *, every: bool 
         screen.table(headings, list(_rows(plan, report, every)), left=3, spare=("max|w|", "scale"))
         _show_reasons(report, screen)
         _show_whole(report, screen)
+        if report.prediction:
+            _show_prediction(report.prediction, screen)
     for warning in report.warnings:
         screen.prose(f"warning: {warning}", indent=0)
     for problem in report.problems:
@@ -109,6 +113,35 @@ def _show_whole(report: CheckReport, screen: Screen) -> None:
     idle = sum(checked.effect in _IDLE for checked in report.modifications)
     if idle and report.plan_effect not in _IDLE:
         screen.show(f"{idle} of {len(report.modifications)} modifications change nothing that the model computes")
+
+
+def _show_prediction(found: Prediction, screen: Screen) -> None:
+    """What the evidence predicts, whether to believe it, which modifications are one edit."""
+    screen.show(
+        f"predicted from the evidence: loss {_nats(found.raw)} raw, {_nats(found.calibrated)} calibrated; "
+        f"drift {found.drift:.2g} nats a token"
+    )
+    screen.prose(("to be trusted: " if found.trusted else "NOT to be trusted: ") + found.why, indent=4)
+    count = len(found.modifications)
+    if count > 1:
+        screen.show(f"    {count} modifications are {found.independent} different edits")
+    for same in found.same:
+        screen.prose(f"the same edit, each time: {_listed(same)}", indent=4)
+    if found.temperature_share > _MOSTLY:
+        screen.show(f"    {found.temperature_share:.0%} of it is what a change of temperature would do")
+    if count > 1:
+        ranked = sorted(found.modifications, key=lambda item: item.calibrated.difference)
+        best = ", ".join(f"{item.id} {_nats(item.calibrated)}" for item in ranked[:3])
+        screen.show(
+            f"    calibrated, each by itself: best {best}; worst {ranked[-1].id} {_nats(ranked[-1].calibrated)}"
+        )
+    if found.not_predicted:
+        screen.show(f"    not predicted: {_listed(list(found.not_predicted))}")
+        screen.prose(next(iter(found.not_predicted.values())), indent=8)
+
+
+def _nats(change: PredictedChange) -> str:
+    return f"{change.difference:+.4g}" + ("" if change.se is None else f" ± {change.se:.1g}")
 
 
 def _listed(ids: Sequence[str]) -> str:

@@ -87,19 +87,19 @@ def show_lens(found: Lens, screen: Screen) -> None:
     """The lens and the recovery, for people."""
     for prompt in found.prompts:
         _show_prompt(prompt, screen)
-    where = f"{found.text.documents} documents of {found.text.name}" if found.text else "the prompts"
+    where = f"{found.text.documents} documents of {Path(found.text.name).name}" if found.text else "the prompts"
     rows = [
         (_after(layer.layer), _number(layer.loss, ".4f"), _number(layer.kl, ".4f"), f"{layer.top1_agreement:.1%}")
         for layer in found.layers
     ]
     screen.table(("after", "loss, nats", "KL from the output", "same top token"), rows)
-    screen.show(f"the lens on {where}, {found.positions:,} positions")
+    screen.prose(f"the lens on {where}, {found.positions:,} positions", indent=0)
     if found.recovery:
         _show_recovery(found.recovery, screen)
 
 
 def _show_prompt(prompt: PromptLens, screen: Screen) -> None:
-    screen.show(f"after {prompt.prompt!r} ({prompt.tokens} tokens):")
+    screen.show(f"after {prompt.prompt!r} ({prompt.tokens} token{'' if prompt.tokens == 1 else 's'}):")
     rows = []
     for layer in prompt.layers:
         rows.append((_after(layer.layer), _tokens(layer.top)))

@@ -46,12 +46,13 @@ def command(
     from planner.cli.console import Screen
     from planner.cli.given import checkpoint_at, free_name, profiled
     from planner.cli.probe_table import show_evidence
-    from planner.evidence import write_evidence
+    from planner.evidence import arrays_path, write_evidence
     from planner.probes import probe
     from planner.profile.store import cache_folder
 
     screen = Screen(as_json=as_json)
     request = _request(
+        out=out,
         text=text,
         goal_text=goal_text,
         against=against,
@@ -66,12 +67,13 @@ def command(
         seed=seed,
     )
     free_name(out)
-    free_name(out.with_suffix(".safetensors"))
+    free_name(arrays_path(out))
     checkpoint = checkpoint_at(model)
     profile = profiled(checkpoint, screen)
     with screen.progress("probing", unit="tokens") as bar:
         found = probe(checkpoint, profile.fingerprint, request, cache=cache_folder(), progress=bar.step)
     evidence = write_evidence(out, found.evidence, found.arrays())
+    found.discard()
     screen.emit(evidence)
     show_evidence(evidence, screen, every=every)
     screen.say(f"wrote {out} and {evidence.arrays.file}")
@@ -82,6 +84,8 @@ def _request(**given: Any) -> ProbeRequest:
     from planner.errors import UsageError
     from planner.probes import ProbeRequest
 
+    if given.pop("out").suffix == ".safetensors":
+        raise UsageError("--out names the JSON; the arrays beside it get .safetensors", hint="--out evidence.json")
     dtypes = ("auto", "float32", "bfloat16", "float16")
     if given["dtype"] not in dtypes:
         raise UsageError(f"--dtype {given['dtype']!r} is none of {', '.join(dtypes)}", hint="--dtype auto is usual")

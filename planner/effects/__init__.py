@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from planner.effects.check import check, edits_of
 from planner.effects.difference import Difference, TensorDifference, compare
+from planner.effects.predicted import Known, known_evidence, prediction_of
 from planner.effects.problems import EVIDENCE_TOLERANCE
 from planner.effects.types import CheckedModification, CheckedTensor, CheckReport, Moments, Preview, Standing
 from planner.effects.verdicts import Judge, Verdict
@@ -17,6 +18,7 @@ __all__ = [
     "Difference",
     "Effect",
     "Judge",
+    "Known",
     "Moments",
     "Preview",
     "Standing",
@@ -25,4 +27,6 @@ __all__ = [
     "check",
     "compare",
     "edits_of",
+    "known_evidence",
+    "prediction_of",
 ]

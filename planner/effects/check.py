@@ -15,9 +15,11 @@ from planner.edits import ModificationEdits, PlanEdits, Surroundings, Unresolved
 from planner.edits.surroundings import surroundings_of
 from planner.effects import problems as found_in
 from planner.effects.changes import Change, change_of
+from planner.effects.predicted import Known, evidence_beside, prediction_of
 from planner.effects.preview import preview
 from planner.effects.types import CheckedModification, CheckedTensor, CheckReport, Preview, Standing
 from planner.effects.verdicts import Judge, Verdict
+from planner.evidence.facts import PREFIX
 from planner.operations import Step
 from planner.plan import Modification, Plan, Policy, Problem
 from planner.profile import Histograms, Profile
@@ -36,20 +38,28 @@ def check(
     folder: Path | None = None,
     allow_void: bool = False,
     histograms: Histograms | None = None,
+    evidence: Known | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
     """Check every modification by itself and the plan as a whole. Changes nothing; raises nothing about the plan.
 
     `folder` is where relative paths in the plan begin; the current folder by default. With the `histograms` kept with
-    the profile, edits that look at each element alone are previewed without reading a weight. `progress` is told the
-    bytes previewed.
+    the profile, edits that look at each element alone are previewed without reading a weight. With `evidence`, by
+    default the one that the plan names if it lies in the folder, cited measurements are compared with it and the
+    plan's effect on the loss is predicted. `progress` is told the bytes previewed.
     """
     around = surroundings_of(checkpoint, folder or Path(), profile=profile, histograms=histograms)
     found: list[Problem] = list(found_in.of_plan(plan, profile, policy))
+    known = evidence or evidence_beside(plan, folder or Path())
+    missing = known if isinstance(known, str) else None
+    known = None if isinstance(known, str) else known
+    if known and known[0].checkpoint.fingerprint != profile.fingerprint:
+        found.append(found_in.stale_evidence(known[0], profile))
+        known = None
     edits: list[ModificationEdits] = []
     previews: dict[str, dict[str, Preview]] = {}
     for modification in plan.modifications:
-        found += found_in.of_modification(modification, profile, policy)
+        found += found_in.of_modification(modification, profile, policy, known[0] if known else None, missing)
         try:
             edit = resolved(modification, around)
             found += found_in.of_tensors(modification, list(edit.steps), checkpoint, policy)
@@ -97,15 +107,23 @@ def check(
         fingerprint=profile.fingerprint,
         accepted=not found,
         problems=_in_order(found, plan),
-        warnings=tuple(bench.warnings(checked)),
+        warnings=(*_unchecked(plan, missing), *bench.warnings(checked)),
         model=Standing(family=around.model.family, known=around.model.known, reason=around.model.reason),
         policy=policy,
         plan_effect=verdict.effect,
         plan_why=verdict.why,
         total_change=total,
+        prediction=prediction_of(edits, around, known) if known and edits else None,
         modifications=tuple(checked),
         tensors=together,
     )
+
+
+def _unchecked(plan: Plan, missing: str | None) -> Iterable[str]:
+    """What was not checked because the evidence is not at hand."""
+    count = sum(cited.fact.startswith(PREFIX) for m in plan.modifications for cited in m.evidence)
+    if missing:
+        yield f"the evidence of the plan is not at hand ({missing}): {count} cited measurements were not checked"
 
 
 def _in_order(problems: Iterable[Problem], plan: Plan) -> tuple[Problem, ...]:

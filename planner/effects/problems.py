@@ -8,10 +8,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from planner.checkpoint import Checkpoint
 from planner.dtypes import float_dtype
 from planner.effects.types import CheckedModification, CheckedTensor
-from planner.plan import Modification, Plan, Policy, Problem
+from planner.evidence import EvidenceFile
+from planner.evidence.facts import PREFIX, fact_of
+from planner.plan import Evidence, Modification, Plan, Policy, Problem
 from planner.profile import Profile, TensorProfile
 
-__all__ = ["EVIDENCE_TOLERANCE", "of_modification", "of_outcome", "of_plan", "of_sizes", "of_tensors", "problem"]
+__all__ = [
+    "EVIDENCE_TOLERANCE",
+    "of_modification",
+    "of_outcome",
+    "of_plan",
+    "of_sizes",
+    "of_tensors",
+    "problem",
+    "stale_evidence",
+]
 
 EVIDENCE_TOLERANCE = 0.02
 """A cited value may differ from the profile's by this, relatively: analysts quote two or three digits."""
@@ -40,8 +51,27 @@ def of_plan(plan: Plan, profile: Profile, policy: Policy) -> Iterator[Problem]:
         )
 
 
-def of_modification(modification: Modification, profile: Profile, policy: Policy) -> Iterator[Problem]:
-    """An operation that is not allowed; cited values that are not what was measured."""
+def stale_evidence(evidence: EvidenceFile, profile: Profile) -> Problem:
+    """The evidence is about other weights."""
+    return problem(
+        None,
+        "stale-evidence",
+        f"the evidence was measured on {evidence.checkpoint.fingerprint[:19]}, this is {profile.fingerprint[:19]}",
+        "measure anew: planner probe",
+    )
+
+
+def of_modification(
+    modification: Modification,
+    profile: Profile,
+    policy: Policy,
+    evidence: EvidenceFile | None = None,
+    missing: str | None = None,
+) -> Iterator[Problem]:
+    """An operation that is not allowed; cited values that are not what was measured.
+
+    `missing` says why the evidence that the plan names is not at hand: what is cited from it is then passed over.
+    """
     if modification.operation.kind not in policy.operations:
         yield problem(
             modification,
@@ -50,6 +80,9 @@ def of_modification(modification: Modification, profile: Profile, policy: Policy
             "allowed: " + ", ".join(policy.operations),
         )
     for cited in modification.evidence:
+        if cited.fact.startswith(PREFIX):
+            yield from _measurement(modification, cited, evidence, missing)
+            continue
         tensor = profile.by_name.get(cited.tensor)
         if tensor is None:
             message = f"it cites {cited.tensor!r}, which is not here"
@@ -65,6 +98,27 @@ def of_modification(modification: Modification, profile: Profile, policy: Policy
                 f"it cites {cited.fact} = {cited.value} of {cited.tensor}; the profile says {found}",
                 f"cite the measured value, within {EVIDENCE_TOLERANCE:.0%}",
             )
+
+
+def _measurement(
+    modification: Modification, cited: Evidence, evidence: EvidenceFile | None, missing: str | None
+) -> Iterator[Problem]:
+    """A cited fact of the evidence."""
+    if evidence is None:
+        if missing is None:
+            message = f"it cites {cited.fact}, and there is no evidence to compare that with"
+            yield problem(modification, "evidence-mismatch", message, "give --evidence, or cite the profile")
+        return
+    found = fact_of(evidence, cited.tensor, cited.fact)
+    if isinstance(found, str):
+        yield problem(modification, "evidence-mismatch", found, "cite a fact of the evidence")
+    elif not _same(cited.value, found):
+        yield problem(
+            modification,
+            "evidence-mismatch",
+            f"it cites {cited.fact} = {cited.value} of {cited.tensor}; the evidence says {found}",
+            f"cite the measured value, within {EVIDENCE_TOLERANCE:.0%}",
+        )
 
 
 def _fact(tensor: TensorProfile, fact: str) -> float | str | None:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from planner.edits import Provenance
+from planner.evidence.prediction import Prediction
 from planner.plan import Problem
 from planner.plan.policy import Effect, Policy
 from planner.records import Record
@@ -130,6 +131,8 @@ class CheckReport(Record):
     """The proof in a sentence, or why there is none."""
     total_change: float | None
     """‖ΔW‖ / ‖W‖ over all tensors of the checkpoint; null where it is infinite."""
+    prediction: Prediction | None = None
+    """What the evidence predicts of the loss and of the drift; null without evidence."""
     modifications: tuple[CheckedModification, ...]
     """Each modification by itself."""
     tensors: tuple[CheckedTensor, ...]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.architecture import Band, ModelMap, Parameter, role_of
-from planner.evidence.measured import Direction, Floats, Measured
+from planner.evidence.measured import Direction, Floats, Measured, Scores, SetName
 from planner.evidence.quadratic import Level, Quadratic, crossed_gain, natural_step, predicted_gain
 from planner.evidence.types import (
     Ceiling,
@@ -22,14 +22,28 @@ from planner.evidence.types import (
     UnitSensitivity,
 )
 
-__all__ = ["HOPELESS", "Sides", "ceilings_of", "gauge_of", "stability_of", "tensors_of", "units_of"]
+__all__ = [
+    "HOPELESS",
+    "Sides",
+    "ceilings_of",
+    "directions_of",
+    "gauge_of",
+    "rank_of",
+    "rounding_of",
+    "stability_of",
+    "tensors_of",
+    "units_of",
+]
 
 HOPELESS = 1e-3
 """Nats: a ceiling below this, two standard errors included, is not worth a search. About 0.1 % of perplexity."""
 _DAMPINGS = tuple(10.0 ** (power / 2) for power in range(-4, 5))
 _TOP = 5
-_TOP_UNITS = 48
-_RANK_TOLERANCE = 1e-4
+_TOP_UNITS = 24
+_ROUNDING = 1e-4
+"""What rounding leaves of scores that are zero in exact arithmetic, relative to the largest, in float32."""
+_ROUNDING_16 = 3e-2
+"""The same in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +59,23 @@ class Sides:
         return cls(Quadratic.of(measured, "tensors"), Quadratic.of(measured, "units"))
 
 
+def rounding_of(dtype: str) -> float:
+    """Relative size below which scores are taken for rounding, by what the model ran in."""
+    return _ROUNDING if dtype in ("float32", "float64") else _ROUNDING_16
+
+
 def tensors_of(
-    measured: Measured, sides: Sides, directions: Mapping[str, LeadingDirection], damping: float
+    measured: Measured,
+    sides: Sides,
+    directions: Mapping[str, LeadingDirection],
+    damping: float,
+    rounding: float = _ROUNDING,
 ) -> tuple[TensorSensitivity, ...]:
     """Every tensor; `damping` is that of the ceiling over units."""
     count = measured.layout.tensors
-    scales = _gradients(sides.tensors)
+    scales = _gradients(sides.tensors, rounding)
     identity = np.eye(count)
-    shifts = _gradients(Quadratic.along(measured, np.zeros((count, count)), shifts=identity, units=None))
+    shifts = _gradients(Quadratic.along(measured, np.zeros((count, count)), shifts=identity, units=None), rounding)
     units = sides.units
     errors = units.gradient_se
     found = []
@@ -77,8 +100,12 @@ def tensors_of(
     return tuple(found)
 
 
-def _gradients(quadratic: Quadratic) -> list[Gradient]:
-    """One for each step of the model."""
+def _gradients(quadratic: Quadratic, rounding: float, most: int | None = None) -> dict[int, Gradient]:
+    """One for each step of the model, or for the `most` with the largest gains.
+
+    Without curvature there is no step. Where a scale changes nothing, or no more than the temperature does, what is
+    left of its scores is rounding, and a quotient of rounding by rounding would look like a gain.
+    """
     raw, raw_se = quadratic.goal.mean(quadratic.raw), quadratic.goal.standard_error(quadratic.raw)
     mean, error = quadratic.gradient, quadratic.gradient_se
     curvature, drift = quadratic.curvature(), quadratic.drift_curvature()
@@ -86,10 +113,12 @@ def _gradients(quadratic: Quadratic) -> list[Gradient]:
         (quadratic.goal.mean(quadratic.calibrated, half) for half in (0, 1)) if error is not None else (0, 0)
     )
     agree = np.sign(first) == np.sign(second)
-    steep = curvature > np.finfo(np.float32).tiny
+    largest = float(quadratic.curvature_with_temperature().max(initial=0.0))
+    steep = curvature > max(rounding**2 * largest, float(np.finfo(np.float32).tiny))
     steps = np.divide(-mean, curvature, out=np.zeros_like(mean), where=steep)
-    return [
-        Gradient(
+    gains = -0.5 * mean * steps
+    return {
+        int(n): Gradient(
             raw=float(raw[n]),
             raw_se=None if raw_se is None else float(raw_se[n]),
             calibrated=float(mean[n]),
@@ -98,10 +127,10 @@ def _gradients(quadratic: Quadratic) -> list[Gradient]:
             curvature=float(curvature[n]),
             drift=float(drift[n]),
             step=float(steps[n]) if steep[n] else None,
-            gain=float(-0.5 * mean[n] * steps[n]),
+            gain=float(gains[n]),
         )
-        for n in range(len(mean))
-    ]
+        for n in (range(len(mean)) if most is None else np.argsort(-gains, kind="stable")[:most])
+    }
 
 
 def _top(gradient: Floats, errors: Floats | None, where: slice) -> tuple[TopUnit, ...]:
@@ -143,7 +172,7 @@ def ceilings_of(sides: Sides) -> tuple[tuple[Ceiling, ...], float]:
                 gain_se=error,
                 in_sample=max(in_sample, 0.0),
                 drift=float(0.5 * along @ along),
-                hopeless=reach < HOPELESS,
+                hopeless=error is not None and reach < HOPELESS,
             )
         )
     return tuple(found), best_damping
@@ -165,32 +194,33 @@ def _gain_se(quadratic: Quadratic, damping: float) -> float | None:
     return float(np.sqrt(variance) / 2)
 
 
-def gauge_of(measured: Measured) -> Gauge:
+def gauge_of(measured: Measured, rounding: float = _ROUNDING) -> Gauge:
     """How many of the scales of all tensors are different edits of the same function.
 
     The rank of the scores: a combination of scales that leaves the function alone has none. Both texts count.
     """
-    rows = np.concatenate(
-        [measured.sets[name].tensors[:, : measured.layout.tensors] for name in ("fisher", "fisher_raw", "fisher_drift")]
-    )
-    level = np.concatenate([measured.sets[name].tensors[:, -1] for name in ("fisher", "fisher_raw", "fisher_drift")])
-    rank = rank_of(rows)
+    names: tuple[SetName, ...] = ("fisher", "fisher_raw", "fisher_drift")
+    if np.array_equal(measured.sets["fisher_raw"].tensors, measured.sets["fisher_drift"].tensors):
+        names = names[:2]  # one text
+    scores = np.concatenate([measured.sets[name].tensors for name in names])
+    rows, level = scores[:, : measured.layout.tensors], scores[:, -1]
+    rank = rank_of(rows, rounding)
     return Gauge(
         tensors=measured.layout.tensors,
         independent=rank,
         at_most=min(rows.shape),
-        temperature_within=rank_of(np.column_stack([rows, level])) == rank,
+        temperature_within=rank < len(rows) and rank_of(np.column_stack([rows, level]), rounding) == rank,
     )
 
 
-def rank_of(rows: Floats) -> int:
+def rank_of(rows: Floats, rounding: float = _ROUNDING) -> int:
     """Numerical rank of [groups, n], each column brought to length one."""
     lengths = np.linalg.norm(rows, axis=0)
-    used = lengths > _RANK_TOLERANCE * max(float(lengths.max(initial=0.0)), np.finfo(float).tiny)
+    used = lengths > rounding * max(float(lengths.max(initial=0.0)), np.finfo(float).tiny)
     if not used.any():
         return 0
     values = np.linalg.svd(rows[:, used] / lengths[used], compute_uv=False)
-    return int((values > _RANK_TOLERANCE * values[0]).sum())
+    return int((values > rounding * values[0]).sum())
 
 
 def stability_of(sides: Sides) -> Stability:
@@ -213,27 +243,35 @@ def _correlation(one: Floats, other: Floats) -> float | None:
     return float(np.corrcoef(one, other)[0, 1])
 
 
-def units_of(measured: Measured, model: ModelMap) -> tuple[UnitSensitivity, ...]:
+def units_of(measured: Measured, model: ModelMap, rounding: float = _ROUNDING) -> tuple[UnitSensitivity, ...]:
     """The heads and neurons with the largest gains: what they put out, times a factor."""
+    bands = list(_bands(measured, model))
     found: list[UnitSensitivity] = []
-    for parameter, band, places in _bands(measured, model):
-        gradients = _gradients(_summed(measured, places))
+    for kind in ("head", "neuron"):
+        mine = [(parameter, places) for parameter, band, places in bands if band.unit == kind]
+        if not mine:
+            continue
+        owners = [(parameter, n) for parameter, places in mine for n in range(len(places))]
+        gradients = _gradients(_summed(measured, [places for _, places in mine]), rounding, _TOP_UNITS)
         found += [
-            UnitSensitivity(kind=band.unit, layer=parameter.layer, index=n, expert=parameter.expert, scale=gradient)
-            for n, gradient in enumerate(gradients)
+            UnitSensitivity(kind=kind, layer=owner.layer, index=index, expert=owner.expert, scale=gradient)
+            for (owner, index), gradient in ((owners[n], gradient) for n, gradient in gradients.items())
         ]
-    heads = sorted((u for u in found if u.kind == "head"), key=lambda unit: -unit.scale.gain)[: _TOP_UNITS // 2]
-    neurons = sorted((u for u in found if u.kind == "neuron"), key=lambda unit: -unit.scale.gain)[: _TOP_UNITS // 2]
-    return tuple(heads + neurons)
+    return tuple(found)
 
 
-def _summed(measured: Measured, places: NDArray[np.int64]) -> Quadratic:
-    """The model over sums of units; `places` is [steps, units a step]."""
+def _summed(measured: Measured, places: Sequence[NDArray[np.int64]]) -> Quadratic:
+    """The model over sums of units; of each tensor `places` is [steps, units a step]."""
     sums = {
-        name: type(scores)(scores.tensors, scores.units[:, places].sum(axis=2, dtype=np.float64).astype(np.float32))
+        name: Scores(
+            scores.tensors,
+            np.concatenate([scores.units[:, mine].sum(axis=2, dtype=np.float64) for mine in places], axis=1).astype(
+                np.float32
+            ),
+        )
         for name, scores in measured.sets.items()
     }
-    return Quadratic.of(type(measured)(measured.layout, measured.goal, measured.drift, sums), "units")
+    return Quadratic.of(Measured(measured.layout, measured.goal, measured.drift, sums), "units")
 
 
 def _bands(measured: Measured, model: ModelMap) -> Iterator[tuple[Parameter, Band, NDArray[np.int64]]]:
@@ -255,7 +293,7 @@ def directions_of(sketched: Mapping[str, Sequence[Direction]]) -> dict[str, Lead
         if not len(whole.strengths) or not whole.strengths[0] > 0:
             continue
         agreement = None
-        if len(halves) == 2:
+        if len(halves) == 2 and all(half.strengths[0] > 0 for half in halves):
             one, other = halves
             agreement = float(abs(one.left[:, 0] @ other.left[:, 0]) * abs(one.right[0] @ other.right[0]))
         energy = float((whole.strengths**2).sum())

@@ -5,6 +5,10 @@
 g is the mean derivative over documents, F the Fisher information from labels drawn from the model (on a model that
 predicts well it is the Hessian; Martens 2020). At the calibrated temperature b, the log of b is one more step that may
 be taken at will, so it is projected out: F̃ = F - F_sb F_bs / F_bb, the Schur complement, and g̃ = g - F_sb g_b / F_bb.
+
+In a contrast the temperature is that of the goal text, so its Fisher information alone says how b answers to a step.
+The curvature of a contrast is that of the goal text minus that of the text against, and may be negative. Steps are
+chosen, and gains predicted, with the sum of the two, which is never less: then a step is too short and never wild.
 """
 
 from __future__ import annotations
@@ -33,7 +37,8 @@ class Quadratic:
     calibrated: Floats
     """[groups, n]: at the calibrated temperature, which is projected out."""
     fisher_raw: Floats
-    """[groups, n]: scores, such that the Fisher information is their signed second moment."""
+    """[groups, n]: scores, such that the Fisher information is their second moment, Σ z zᵀ (in a contrast that of both
+    texts; with the signs of the groups it is the curvature of the loss)."""
     fisher: Floats
     """[groups, n]: at the calibrated temperature, which is projected out."""
     fisher_drift: Floats
@@ -87,7 +92,8 @@ class Quadratic:
         assert callable(temperature)
         scale = np.sqrt(goal.totals)[:, None]
         fisher, level = rows("fisher") / scale, temperature("fisher") / scale[:, 0]
-        along = level @ fisher / max(float(level @ level), np.finfo(float).tiny)
+        main = goal.side == 0
+        along = level[main] @ fisher[main] / max(float(level[main] @ level[main]), np.finfo(float).tiny)
         return cls(
             goal=goal,
             drift_groups=drift,
@@ -111,12 +117,18 @@ class Quadratic:
     def half(self, number: int) -> tuple[Floats, Floats]:
         """The gradient [n] and the scores [groups of this half, n] from one half of the documents alone."""
         chosen = self.goal.halves == number
-        share = self.goal.weights[chosen].sum() / self.goal.weights.sum()
-        return self.goal.mean(self.calibrated, number), self.fisher[chosen] / np.sqrt(share)
+        side = self.goal.side
+        sums = np.bincount(side[chosen], weights=self.goal.weights[chosen], minlength=2)
+        share = sums[side[chosen]] / self.goal.totals[chosen]
+        return self.goal.mean(self.calibrated, number), self.fisher[chosen] / np.sqrt(share)[:, None]
 
     def curvature(self) -> Floats:
         """[n]: the diagonal of the calibrated Fisher information."""
         return np.asarray((self.fisher**2).sum(axis=0))
+
+    def curvature_with_temperature(self) -> Floats:
+        """[n]: the diagonal of the Fisher information at temperature one, nothing projected out."""
+        return np.asarray((self.fisher_raw**2).sum(axis=0))
 
     def drift_curvature(self) -> Floats:
         """[n]: the diagonal of the Fisher information on the drift text."""
@@ -147,11 +159,17 @@ def predicted_gain(gradient: Floats, scores: Floats, step: Floats) -> float:
 def crossed_gain(quadratic: Quadratic, damping: float) -> tuple[float, float, Floats]:
     """What a step of this damping brings on documents that did not choose it; what on those that did; that step, [n].
 
-    Each half of the documents chooses a direction and a length, and the other half judges both; the mean of the two.
+    Each half of the documents chooses a direction, and the other half judges it. The length is one number, chosen to be
+    best for both judges together; the step that is returned is of all documents and has that length.
     """
-    gains = []
+    fall = bend = 0.0
     for number in (0, 1):
-        step = natural_step(*quadratic.half(number), damping)
-        gains.append(predicted_gain(*quadratic.half(1 - number), step))
+        direction = natural_step(*quadratic.half(number), damping)
+        gradient, scores = quadratic.half(1 - number)
+        along = scores @ direction
+        fall -= float(gradient @ direction) / 2
+        bend += float(along @ along) / 2
+    length = max(fall, 0.0) / bend if bend > 0 else 0.0
     whole = natural_step(quadratic.gradient, quadratic.fisher, damping)
-    return float(np.mean(gains)), predicted_gain(quadratic.gradient, quadratic.fisher, whole), whole
+    in_sample = predicted_gain(quadratic.gradient, quadratic.fisher, whole)
+    return length * fall - 0.5 * length**2 * bend, in_sample, length * whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 
 from planner import fsio
 from planner.edits.sidecar import Sidecar, Unsound, open_sidecar
-from planner.errors import EvidenceUnusable
+from planner.errors import EvidenceUnusable, StorageError, UsageError
 from planner.evidence.layout import Layout
 from planner.evidence.measured import Direction, Grouping, Measured, Scores, SetName
 from planner.evidence.types import EVIDENCE_SCHEMA, ArraysRef, EvidenceFile
@@ -28,12 +29,23 @@ def arrays_path(path: Path) -> Path:
 
 
 def write_evidence(path: Path, evidence: EvidenceFile, arrays: bytes) -> EvidenceFile:
-    """Write the arrays, then the JSON that names their digest; each is replaced whole. Raises `StorageError`."""
+    """Write the arrays, then the JSON that names their digest; each is replaced whole.
+
+    Where the second cannot be written, the first does not stay. Raises `StorageError`, or `UsageError` where both would
+    have the same name.
+    """
     beside = arrays_path(path)
+    if beside == path:
+        raise UsageError(f"{path} is the name of the arrays beside it", hint="let the name end in .json")
     named = ArraysRef(file=beside.name, digest=f"blake3:{blake3(arrays).hexdigest()}")
     evidence = evidence.model_copy(update={"arrays": named})
-    fsio.replace_file(beside, arrays)
-    fsio.replace_file(path, evidence.model_dump_json(indent=2).encode() + b"\n")
+    try:
+        fsio.replace_file(beside, arrays)
+        fsio.replace_file(path, evidence.model_dump_json(indent=2).encode() + b"\n")
+    except BaseException:
+        with suppress(StorageError):
+            fsio.remove_file(beside)
+        raise
     return evidence
 
 
@@ -69,12 +81,32 @@ def load_arrays(path: Path, evidence: EvidenceFile) -> Measured:
 
 
 def _measured(found: Sidecar, layout: Layout) -> Measured:
-    arrays = {name: found.read(name) for name in found.entries}
-    measured = arrays_from(arrays, layout)
-    count, units = 2 * layout.tensors + 1, layout.units
-    if any(s.tensors.shape[1] != count or s.units.shape[1] != units for s in measured.sets.values()):
-        raise Unsound("its arrays do not fit the tensors that the evidence names")
+    measured = arrays_from({name: found.read(name) for name in found.entries}, layout)
+    for kind, scores in measured.sets.items():
+        grouping = measured.grouping(kind)
+        fits = scores.tensors.shape == (len(grouping.weights), 2 * layout.tensors + 1)
+        if not (fits and _sound(grouping) and scores.units.shape == (int(grouping.merged.max()) + 1, layout.units)):
+            raise Unsound("its arrays do not fit the tensors that the evidence names, or one another")
+    for name, direction in measured.directions.items():
+        rows, columns = layout.shapes[name]
+        rank = direction.strengths.size
+        if direction.left.shape != (rows, rank) or direction.right.shape != (rank, columns):
+            raise Unsound(f"the directions of {name!r} do not fit it")
     return measured
+
+
+def _sound(grouping: Grouping) -> bool:
+    """Whether every group has a weight, a side and a place, and every place a group."""
+    weights, side, merged = grouping.weights, grouping.side, grouping.merged
+    return bool(
+        weights.ndim == 1
+        and weights.shape == side.shape == merged.shape
+        and weights.size
+        and (weights > 0).all()
+        and np.isin(side, (0, 1)).all()
+        and (side == 0).any()
+        and np.array_equal(np.unique(merged), np.arange(int(merged.max()) + 1))
+    )
 
 
 def arrays_from(arrays: dict[str, np.ndarray], layout: Layout) -> Measured:

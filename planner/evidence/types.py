@@ -190,8 +190,9 @@ class Gauge(Record):
 class Ceiling(Record):
     """The best that one kind of edit can be expected to reach here, temperature aside.
 
-    From the second-order model around the weights as they are: a step is chosen by one half of the documents and judged
-    by the other, with the damping that does best. Far from an optimum several measured steps can go beyond it.
+    From the second-order model around the weights as they are, which knows one step: its direction is chosen by one half
+    of the documents and judged by the other, with the damping and the length that do best. Where there is much to win,
+    several steps, each measured anew, go beyond it; where it is nothing, no search of this kind will find anything.
     """
 
     kind: EditKind
@@ -201,7 +202,7 @@ class Ceiling(Record):
     gain_se: float | None
     """Its standard error over documents."""
     in_sample: float
-    """The same on the documents that it was chosen by: too good to be true, and so an upper bound."""
+    """The same on the documents that it was chosen by: too good to be true."""
     drift: float
     """Predicted KL divergence from the model as it is, on the drift text, nats per token, of that step."""
     hopeless: bool

@@ -17,6 +17,7 @@ __all__ = [
     "CheckpointRef",
     "Decision",
     "Evidence",
+    "EvidenceRef",
     "Modification",
     "Plan",
     "Usage",
@@ -61,15 +62,25 @@ class AnalystRecord(Record):
     """Tokens and cost."""
 
 
+class EvidenceRef(Record):
+    """The evidence file that a plan rests on."""
+
+    file: str = Field(pattern=r"^[^/\\\x00-\x1f]{1,255}$")
+    """Its name; it is looked for beside the plan."""
+    id: str = Field(pattern=r"^blake3:[0-9a-f]{64}$")
+    """The id it says it has."""
+
+
 class Evidence(Record):
-    """One cited fact: a statistic of the profile and the value that the analyst read there."""
+    """One cited fact: a statistic of the profile, or a measurement, and the value that the analyst read there."""
 
     tensor: str = Field(max_length=512)
     """Name of the tensor."""
     fact: str = Field(max_length=64)
-    """Which statistic: std, kurtosis, quantiles.0.99, outliers.6, ..."""
+    """Which statistic: std, kurtosis, quantiles.0.99, outliers.6, ...; `probe.scale.calibrated` and the like are
+    looked up in the evidence that the plan rests on."""
     value: float | None
-    """Its value; null where the profile has none."""
+    """Its value; null where there is none."""
 
 
 class Modification(Record):
@@ -88,7 +99,7 @@ class Modification(Record):
     expected_impact: str = Field(min_length=1, max_length=1024)
     """What should change, and how that would show."""
     evidence: tuple[Evidence, ...] = ()
-    """The measured facts it rests on; each is compared with the profile."""
+    """The measured facts it rests on; each is compared with the profile or the evidence."""
 
 
 class Decision(Record):
@@ -121,6 +132,8 @@ class Plan(Record):
     """The checkpoint it was made for."""
     analyst: AnalystRecord
     """Who wrote it."""
+    evidence: EvidenceRef | None = None
+    """The measurements that its modifications cite; null where they cite the profile alone."""
     note: str = Field(default="", max_length=2048)
     """What the analyst says about the plan as a whole."""
     modifications: tuple[Modification, ...]

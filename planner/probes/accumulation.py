@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from planner import fsio
@@ -20,6 +22,8 @@ from planner.probes.measuring import Machine, Rows
 __all__ = ["Accumulation"]
 
 _EVERY_S = 20.0
+_TIMES_SAVING = 20.0
+"""Saving takes at most one part in so many of the time."""
 SETS: tuple[SetName, ...] = ("raw", "calibrated", "fisher_raw", "fisher", "fisher_drift")
 
 
@@ -40,7 +44,8 @@ class Accumulation:
         self._arrays["goal.done"] = np.zeros(len(goal.weights))
         self._arrays["drift.done"] = np.zeros(len(drift.weights))
         self._path = cache / "probes" / f"{identity.removeprefix('blake3:')}.safetensors" if cache else None
-        self._saved = time.monotonic()
+        self._pause = _EVERY_S
+        self._begun = self._saved = time.monotonic()
         self._resume()
 
     def has(self, text: Literal["goal", "drift"], number: int) -> bool:
@@ -55,7 +60,12 @@ class Accumulation:
             self._arrays[f"{name}.losses"][number] = rows.losses[name]
             self._arrays[f"{name}.units"][grouping.merged[number]] += rows.units[name].astype(np.float32)
         self._arrays[f"{text}.done"][number] = 1.0
-        if time.monotonic() - self._saved > _EVERY_S:
+        if time.monotonic() - self._saved >= self._pause:
+            self._save()
+
+    def keep(self) -> None:
+        """Everything is measured, and what comes next may fail: keep it, where measuring took long."""
+        if time.monotonic() - self._begun >= _EVERY_S:
             self._save()
 
     def share(self, source: SetName, target: SetName) -> None:
@@ -86,8 +96,8 @@ class Accumulation:
         }
         return Measured(self._layout, self.goal, self.drift, sets)
 
-    def finish(self) -> None:
-        """Everything is measured: what was kept for going on is not needed any longer."""
+    def discard(self) -> None:
+        """The evidence is written: what was kept for going on is not needed any longer."""
         if self._path:
             with suppress(StorageError):
                 fsio.remove_file(self._path)
@@ -95,30 +105,49 @@ class Accumulation:
     def _save(self) -> None:
         from safetensors.numpy import save
 
+        begun = time.monotonic()
+        if self._path:
+            held = {name: np.ascontiguousarray(array) for name, array in self._held().items()}
+            with suppress(StorageError):
+                fsio.ensure_folder(self._path.parent)
+                fsio.replace_file(self._path, save(held, metadata={"digest": _digest(held)}))
         self._saved = time.monotonic()
-        if not self._path:
-            return
+        self._pause = max(_EVERY_S, _TIMES_SAVING * (self._saved - begun))
+
+    def _held(self) -> dict[str, NDArray[np.generic]]:
         held = dict(self._arrays)
         for name, (outer, inner) in self._reduction.sketches.items():
             held[f"sketch.outer.{name}"], held[f"sketch.inner.{name}"] = outer.cpu().numpy(), inner.cpu().numpy()
-        with suppress(StorageError):
-            fsio.ensure_folder(self._path.parent)
-            fsio.replace_file(self._path, save({name: np.ascontiguousarray(a) for name, a in held.items()}))
+        return held
 
     def _resume(self) -> None:
-        if not self._path or not self._path.exists():
+        if not self._path:
+            return
+        expected = self._held()
+        try:
+            with open_sidecar(self._path) as found:
+                if {name: entry.shape for name, entry in found.entries.items()} != {
+                    name: array.shape for name, array in expected.items()
+                }:
+                    return
+                held = {name: found.read(name).astype(array.dtype) for name, array in expected.items()}
+                sound = found.metadata.get("digest") == _digest(held)
+        except Unsound:
+            return
+        if not sound:
             return
         import torch
 
-        with suppress(Unsound, KeyError, ValueError, RuntimeError), open_sidecar(self._path) as found:
-            held = {name: found.read(name) for name in found.entries}
-            if any(held[name].shape != array.shape for name, array in self._arrays.items()):
-                return
-            sketches = {
-                name: tuple(torch.from_numpy(held[f"sketch.{side}.{name}"]).to(outer) for side in ("outer", "inner"))
-                for name, (outer, _) in self._reduction.sketches.items()
-            }
-            for name, pair in self._reduction.sketches.items():
-                for mine, kept in zip(pair, sketches[name], strict=True):
-                    mine.copy_(kept)
-            self._arrays = {name: held[name].astype(array.dtype) for name, array in self._arrays.items()}
+        for name, pair in self._reduction.sketches.items():
+            for side, mine in zip(("outer", "inner"), pair, strict=True):
+                mine.copy_(torch.from_numpy(held[f"sketch.{side}.{name}"]))
+        self._arrays = {name: held[name] for name in self._arrays}
+
+
+def _digest(arrays: Mapping[str, NDArray[np.generic]]) -> str:
+    """Of names and numbers: a file of the right shape may hold others, after a power failure."""
+    hasher = blake3()
+    for name in sorted(arrays):
+        hasher.update(name.encode())
+        hasher.update(np.ascontiguousarray(arrays[name]).data.cast("B"))
+    return hasher.hexdigest()

@@ -17,11 +17,13 @@ def chosen_device(asked: str) -> Any:
     """CUDA, else MPS, else the CPU for `auto`. Raises `UsageError` for a device that is not there."""
     import torch
 
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if asked == "auto":
-        return torch.device(next(name for name, here in there.items() if here))
-    if not there.get(asked.partition(":")[0]):
-        usable = ", ".join(name for name, here in there.items() if here)
+        return torch.device(next(name for name, devices in count.items() if devices))
+    kind, colon, number = asked.partition(":")
+    place = int(number) if number.isascii() and number.isdigit() else -1 if colon else 0
+    if not 0 <= place < count.get(kind, 0):
+        usable = ", ".join(name for name, devices in count.items() if devices)
         raise UsageError(f"there is no device {asked!r} here", hint=f"--device auto, or one of: {usable}")
     return torch.device(asked)
 

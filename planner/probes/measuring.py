@@ -13,7 +13,7 @@ from planner.errors import CheckpointError
 from planner.evidence import Layout
 from planner.evidence.measured import Floats, SetName
 from planner.probes.losses import Batch, batches_of, derivative, log_likelihoods
-from planner.probes.reduction import Reduction
+from planner.probes.reduction import Reduction, mixed_seed
 from planner.probes.tasks import Group
 
 if TYPE_CHECKING:
@@ -66,28 +66,36 @@ class Machine:
         """Every loss of one group by every scale and shift; `losses` gives the inverse temperature of each.
 
         The gradient of the calibrated loss, times `factor`, goes into the sketch of that `half` of the documents.
-        Labels of the sets called `fisher...` are drawn, always the same for the same seed, set and `number` of the
-        group. Raises `CheckpointError` where a loss is not finite.
+        Labels of the sets called `fisher...` are drawn, always the same for the same seed, set, `number` of the group
+        and place of the document in it, whatever the batches. Raises `CheckpointError` where a loss or a derivative is
+        not finite.
         """
         import torch
 
         rows = Rows.empty(losses, self.layout)
-        for place, batch in enumerate(self.batches(group)):
+        for batch in self.batches(group):
             logits = logits_of(self.model, batch)
             for last, (name, inverse_temperature) in _and_last(losses.items()):
-                drawing = None
-                if name.startswith("fisher"):
-                    drawing = torch.Generator().manual_seed(_seed(self.seed, name, number, place))
-                outcome = derivative(logits.detach(), batch, inverse_temperature, drawing)
-                if not np.isfinite(outcome.loss):
-                    raise CheckpointError(
-                        "the loss is not finite on some documents",
-                        hint="there is nothing to differentiate; check the weights, or try --dtype float32",
-                    )
+                draws = self._draws(batch, name, number) if name.startswith("fisher") else None
+                outcome = derivative(logits.detach(), batch, inverse_temperature, draws)
                 self.reduction.sketch(half if name == "calibrated" else None, factor)
                 torch.autograd.backward([logits], [outcome.by_logits], retain_graph=not last)
-                rows.add(name, outcome.loss, outcome.by_log_inverse_temperature, *self.reduction.take())
+                units, shifts = self.reduction.take()
+                # An infinite weight gradient shows in the sums; of the sketches, which are sums of the same, too.
+                if not (np.isfinite(outcome.loss) and np.isfinite(units).all() and np.isfinite(shifts).all()):
+                    raise _not_finite()
+                rows.add(name, outcome.loss, outcome.by_log_inverse_temperature, units, shifts)
         return rows
+
+    def _draws(self, batch: Batch, name: str, number: int) -> Tensor:
+        """[labels]: uniform above 0 and up to 1, for each item from a generator of its own."""
+        import torch
+
+        drawn = []
+        for place, count in zip(batch.places, batch.counts, strict=True):
+            generator = torch.Generator().manual_seed(mixed_seed(self.seed, name, number, place))
+            drawn.append(1.0 - torch.rand(count, generator=generator))
+        return torch.cat(drawn)
 
 
 @dataclass(eq=False)
@@ -153,21 +161,40 @@ def loss_at(machine: Machine, groups: Sequence[Group], inverse_temperatures: Seq
 
 
 def best_temperature(machine: Machine, groups: Sequence[Group], step: Step) -> float:
-    """The inverse temperature at which the loss of the groups is lowest, from two passes forward.
+    """The inverse temperature at which the loss of the groups is lowest, mostly from two passes forward.
 
-    First a coarse grid on some groups, then a fine one around its best on all; the vertex of the parabola through the
-    lowest point and its neighbours. Where the loss falls to the end of the coarse grid (32 times hotter or colder), the
-    end is taken.
+    First a coarse grid on some groups, then a fine one around its best on all, which moves on as long as its end is the
+    lowest; the vertex of the parabola through the lowest point and its neighbours. Where the loss falls to the end of
+    the coarse grid (32 times hotter or colder), the end is taken.
     """
     stride = max(1, len(groups) // _PILOT_GROUPS)
     coarse = loss_at(machine, groups[::stride][:_PILOT_GROUPS], _COARSE, lambda _: None)
     if not np.isfinite(coarse).all():
-        raise CheckpointError(
-            "the loss is not finite on some documents", hint="check the weights, or try --dtype float32"
-        )
+        raise _not_finite()
+    around = _STEP * (np.arange(_FINE) - _FINE // 2)
+    first, last = np.log(_COARSE[0]) - around[0], np.log(_COARSE[-1]) - around[-1]
     centre = _vertex(np.log(np.array(_COARSE)), coarse)
-    fine = centre + _STEP * (np.arange(_FINE) - _FINE // 2)
-    return float(np.exp(_vertex(fine.astype(np.float64), loss_at(machine, groups, tuple(np.exp(fine)), step))))
+    while True:
+        centre = float(np.clip(centre, first, last))
+        losses = loss_at(machine, groups, tuple(np.exp(centre + around)), step)
+        if not np.isfinite(losses).all():
+            raise _not_finite()
+        place = int(np.argmin(losses))
+        if place not in (0, _FINE - 1) or centre == (first if place == 0 else last):
+            return float(np.exp(_vertex(np.asarray(centre + around), losses)))
+        # What it leaves behind was no lower, so it cannot turn back.
+        centre, step = float(centre + around[place]), _unheard
+
+
+def _unheard(_tokens: int) -> None:
+    """In the place of a progress bar that is full already."""
+
+
+def _not_finite() -> CheckpointError:
+    return CheckpointError(
+        "the loss or its derivatives are not finite on some documents",
+        hint="there is nothing to differentiate; check the weights, or try --dtype float32",
+    )
 
 
 def _vertex(points: Floats, values: Floats) -> float:
@@ -183,8 +210,3 @@ def _vertex(points: Floats, values: Floats) -> float:
 def _and_last(items: Any) -> Any:
     listed = list(items)
     return ((place == len(listed) - 1, item) for place, item in enumerate(listed))
-
-
-def _seed(seed: int, name: str, number: int, place: int) -> int:
-    mixed = np.random.SeedSequence([seed, *name.encode(), number, place]).generate_state(1, np.uint64)
-    return int(mixed[0] >> np.uint64(1))

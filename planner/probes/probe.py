@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,8 +15,7 @@ from blake3 import blake3
 from planner import __version__
 from planner.architecture import ModelMap, map_of
 from planner.checkpoint import Checkpoint
-from planner.dtypes import float_dtype
-from planner.errors import UsageError
+from planner.errors import CheckpointError, UsageError
 from planner.evidence import (
     ArraysRef,
     EvidenceFile,
@@ -34,8 +33,9 @@ from planner.evidence import (
     tensors_of,
     units_of,
 )
+from planner.evidence.analysis import rounding_of
 from planner.evidence.measured import Direction, SetName
-from planner.inference import context_of, load_model, load_tokenizer, parameters_by_tensor, quiet, require_torch
+from planner.inference import context_of, load_model, load_tokenizer, quiet, require_torch
 from planner.plan import CheckpointRef
 from planner.probes.accumulation import Accumulation
 from planner.probes.device import chosen_device, chosen_dtype
@@ -49,6 +49,7 @@ from planner.probes.tasks import (
     question_groups,
     text_groups,
 )
+from planner.probes.watching import watched_parameters
 
 __all__ = ["ProbeRequest", "Probed", "probe"]
 
@@ -100,6 +101,9 @@ class Probed:
     evidence: EvidenceFile
     measured: Measured
 
+    discard: Callable[[], None] = lambda: None
+    """To be called when both are written: removes what was kept in the cache for going on."""
+
     def arrays(self) -> bytes:
         """The arrays as a safetensors file."""
         return arrays_bytes(self.measured)
@@ -126,8 +130,9 @@ def probe(
 
     One forward and up to five backward passes over the goal text (two losses, and scores at each temperature), one
     over the neutral text. Memory: the model, the activations of one batch, and one gradient at a time; the sums over
-    rows and columns take at most 32 MiB for each of five sets. With `cache`, a folder, what was measured is kept there
-    from time to time, and an interrupted run goes on from there; the same request gives the same evidence.
+    rows and columns take 32 MiB for each of five sets, or what 16 groups take where that is more. With `cache`, a
+    folder, what was measured is kept there from time to time, and an interrupted run goes on from there; the same
+    request gives the same evidence.
 
     Raises `ExtraMissing`, `FileUnreadable`, `TextInvalid`, `CheckpointError` or `UsageError`.
     """
@@ -140,39 +145,42 @@ def probe(
         dtype = chosen_dtype(request.dtype, checkpoint, device)
         model = load_model(checkpoint.path, dtype=dtype).to(device)
         work = _work(request, sources, load_tokenizer(checkpoint.path), context_of(model))
-        parameters, skipped = _parameters(model, checkpoint)
+        _require_vocabulary(model, work)
+        shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+        mapped: ModelMap = map_of(checkpoint.config, shapes)
+        parameters, skipped = watched_parameters(model, checkpoint, mapped)
         layout = Layout.of({name: checkpoint.tensors[name].shape for name in parameters})
         machine = Machine(model, parameters, layout, request.seed, device, request.batch_tokens)
         identity = _identity(fingerprint, request, work, str(device), str(dtype), layout)
         try:
-            measured, objective, sketches = _measured(machine, request, work, identity, cache, tell)
+            kept, measured, objective, sketches = _measured(machine, request, work, identity, cache, tell)
         finally:
             machine.reduction.close()
     sides = Sides.of(measured)
     ceilings, damping = ceilings_of(sides)
-    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-    mapped: ModelMap = map_of(checkpoint.config, shapes)
+    ran_in = str(dtype).removeprefix("torch.")
+    rounding = rounding_of(ran_in)
     evidence = EvidenceFile(
         id=identity,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         checkpoint=CheckpointRef(name=checkpoint.name, fingerprint=fingerprint),
         versions=_versions(),
         device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=ran_in,
         seed=request.seed,
         max_tokens=request.max_tokens,
         groups=len(work.goal),
         texts=work.texts,
         objective=objective,
         stability=stability_of(sides),
-        gauge=gauge_of(measured),
+        gauge=gauge_of(measured, rounding),
         ceilings=ceilings,
-        tensors=tensors_of(measured, sides, directions_of(sketches), damping),
-        units=units_of(measured, mapped),
+        tensors=tensors_of(measured, sides, directions_of(sketches), damping, rounding),
+        units=units_of(measured, mapped, rounding),
         not_measured=skipped,
         arrays=ArraysRef(file="evidence.safetensors", digest="blake3:" + "0" * 64),
     )
-    return Probed(evidence, measured)
+    return Probed(evidence, measured, kept.discard)
 
 
 def _read(request: ProbeRequest) -> dict[str, Source]:
@@ -229,52 +237,18 @@ def _used(role: Any, file: str, digest: str, groups: Sequence[Group]) -> TextUse
     )
 
 
-def _parameters(model: Any, checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, str]]:
-    """The parameters to watch by the tensor's name, and why other tensors are not."""
-    skipped: dict[str, str] = {}
-    watched: dict[str, Any] = {}
-    owners: dict[int, str] = {}
-    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-    found = parameters_by_tensor(model, shapes)
-    for name, tensor in checkpoint.tensors.items():
-        parameter = found.get(name)
-        if float_dtype(tensor.dtype) is None or not tensor.elements:
-            skipped[name] = (
-                f"it holds {tensor.dtype}, no numbers to differentiate by" if tensor.elements else "it is empty"
-            )
-        elif parameter is None or not parameter.is_floating_point():
-            skipped[name] = "the loaded model has no parameter of its name and shape"
-        elif id(parameter) in owners:
-            skipped[name] = f"the loaded model shares it with {owners[id(parameter)]}"
-        elif not _same_values(checkpoint, name, parameter):
-            skipped[name] = "the loaded model holds its numbers in another order"
-        else:
-            owners[id(parameter)] = name
-            watched[name] = parameter
-    if not watched:
-        raise UsageError(
-            f"no tensor of {checkpoint.name} is a parameter of the model that transformers makes of it",
-            hint="only checkpoints in the names of transformers can be probed",
+def _require_vocabulary(model: Any, work: _Work) -> None:
+    known = int(model.get_input_embeddings().weight.shape[0])
+    largest = max(max(ids) for group in (*work.goal, *work.drift) for item in group.items for ids in item.ids)
+    if largest >= known:
+        raise CheckpointError(
+            f"a text has token {largest}, but the model has only {known} tokens",
+            hint="the tokenizer files do not belong to this checkpoint",
         )
-    return watched, skipped
-
-
-def _same_values(checkpoint: Checkpoint, name: str, parameter: Any) -> bool:
-    """Whether the beginning of the tensor is what was loaded: a loader may permute what a file holds."""
-    import torch
-
-    tensor = checkpoint.tensors[name]
-    dtype = float_dtype(tensor.dtype)
-    assert dtype is not None
-    first = next(iter(checkpoint.chunks(tensor)))
-    values = dtype.decode(dtype.patterns(first))[:4096]
-    loaded = parameter.detach().reshape(-1)[: len(values)].cpu()
-    stored = torch.from_numpy(np.ascontiguousarray(values)).to(loaded.dtype)
-    return bool(torch.equal(stored.nan_to_num(), loaded.nan_to_num()))
 
 
 def _identity(fingerprint: str, request: ProbeRequest, work: _Work, device: str, dtype: str, layout: Layout) -> str:
-    settings = [request.documents, request.groups, request.max_tokens, request.seed, request.batch_tokens]
+    settings = [request.documents, request.groups, request.max_tokens, request.seed, request.batch_tokens, request.rank]
     said: list[object] = [
         fingerprint,
         device,
@@ -293,7 +267,7 @@ def _versions() -> dict[str, str]:
 
 def _measured(
     machine: Machine, request: ProbeRequest, work: _Work, identity: str, cache: Path | None, tell: Progress
-) -> tuple[Measured, Objective, dict[str, list[Direction]]]:
+) -> tuple[Accumulation, Measured, Objective, dict[str, list[Direction]]]:
     main = [group for group in work.goal if group.side == 0]
     steps = _Steps(tell, "finding the temperature", sum(group.tokens for group in main))
     inverse = best_temperature(machine, main, steps)
@@ -309,22 +283,21 @@ def _measured(
             rows = machine.measure(group, losses, number=number, half=int(goal.halves[number]), factor=factor)
             kept.add("goal", number, rows)
         steps(group.tokens)
+    for number, group in enumerate(() if work.same else work.drift):
+        if not kept.has("drift", number):
+            kept.add("drift", number, machine.measure(group, {"fisher_drift": 1.0}, number=number, half=0, factor=0))
+        steps(group.tokens)
+    kept.keep()
     if work.same:
         kept.share("fisher_raw", "fisher_drift")
-    else:
-        for number, group in enumerate(work.drift):
-            if not kept.has("drift", number):
-                kept.add(
-                    "drift", number, machine.measure(group, {"fisher_drift": 1.0}, number=number, half=0, factor=0)
-                )
-            steps(group.tokens)
     objective = _objective(machine, request, work, inverse, kept)
-    kept.finish()
-    measured, sketches = kept.measured(), _directions(machine, kept, request.rank)
-    measured = Measured(
-        measured.layout, measured.goal, measured.drift, measured.sets, {name: d[0] for name, d in sketches.items()}
-    )
-    return measured, objective, sketches
+    sketches = _directions(machine, kept)
+    rank = request.rank
+    directions = {
+        name: Direction(whole.left[:, :rank], whole.strengths[:rank], whole.right[:rank])
+        for name, (whole, *_) in sketches.items()
+    }
+    return kept, replace(kept.measured(), directions=directions), objective, sketches
 
 
 def _grouping(groups: Sequence[Group], layout: Layout) -> Grouping:
@@ -336,7 +309,7 @@ def _grouping(groups: Sequence[Group], layout: Layout) -> Grouping:
     for which in (0, 1):
         members = np.flatnonzero(side == which)
         if len(members):
-            rows = min(len(members), max(1, most * len(members) // len(groups)))
+            rows = min(len(members), max(4, most * len(members) // len(groups)))
             merged[members] = begin + np.arange(len(members)) % rows
             begin += rows
     return Grouping(np.array([float(group.weight) for group in groups]), side, merged)
@@ -361,8 +334,8 @@ def _objective(machine: Machine, request: ProbeRequest, work: _Work, inverse: fl
     )
 
 
-def _directions(machine: Machine, kept: Accumulation, rank: int) -> dict[str, list[Direction]]:
-    """The leading directions of all documents, then of each half."""
+def _directions(machine: Machine, kept: Accumulation) -> dict[str, list[Direction]]:
+    """All directions that the sketches hold, of all documents, then of each half."""
     found = {}
     randoms = machine.reduction.randoms()
     for name, (outer, inner) in kept.sketches().items():
@@ -370,7 +343,7 @@ def _directions(machine: Machine, kept: Accumulation, rank: int) -> dict[str, li
         sums = [(outer.sum(axis=0), inner.sum(axis=0))]
         if len(kept.goal.weights) > 1:
             sums += [(outer[half], inner[half]) for half in (0, 1)]
-        found[name] = [Direction(*direction_of(y, z, left, rank=rank)) for y, z in sums]
+        found[name] = [Direction(*direction_of(y, z, left, rank=SKETCH_RANK)) for y, z in sums]
     return found
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
-__all__ = ["SKETCH_RANK", "Reduction", "direction_of"]
+__all__ = ["SKETCH_RANK", "Reduction", "direction_of", "mixed_seed"]
 
 SKETCH_RANK = 4
 """Columns of A; B has twice as many rows and one."""
@@ -36,10 +36,12 @@ class Reduction:
         import torch
 
         self._layout = layout
-        device = next(iter(parameters.values())).device
-        self._device = device
-        self._units = torch.zeros(layout.units, device=device)
-        self._shifts = torch.zeros(layout.tensors, device=device)
+        first = next(iter(parameters.values()))
+        device = first.device
+        # Sums are kept in float32, or in float64 for a model that runs in it.
+        self._wide = torch.promote_types(first.dtype, torch.float32)
+        self._units = torch.zeros(layout.units, device=device, dtype=self._wide)
+        self._shifts = torch.zeros(layout.tensors, device=device, dtype=self._wide)
         self._sketching: tuple[int, float] | None = None
         self._random: dict[str, tuple[Tensor, Tensor]] = {}
         self.sketches: dict[str, tuple[Tensor, Tensor]] = {}
@@ -48,16 +50,16 @@ class Reduction:
         for name, parameter in parameters.items():
             rows, columns = layout.shapes[name]
             if min(rows, columns) > 1 and rows * columns <= _LARGEST_SKETCH:
-                generator = torch.Generator().manual_seed(seed * 1_000_003 + layout.places[name].number)
+                generator = torch.Generator().manual_seed(mixed_seed(seed, "sketch", layout.places[name].number))
                 left, right = 2 * SKETCH_RANK + 1, SKETCH_RANK
-                random = torch.randn(left * rows + columns * right, generator=generator)
+                random = torch.randn(left * rows + columns * right, generator=generator).to(self._wide)
                 self._random[name] = (
                     random[: left * rows].reshape(left, rows).to(device),
                     random[left * rows :].reshape(columns, right).to(device),
                 )
                 self.sketches[name] = (
-                    torch.zeros(2, rows, right, device=device),
-                    torch.zeros(2, left, columns, device=device),
+                    torch.zeros(2, rows, right, device=device, dtype=self._wide),
+                    torch.zeros(2, left, columns, device=device, dtype=self._wide),
                 )
             handle = parameter.register_post_accumulate_grad_hook(self._hook(name))  # type: ignore[no-untyped-call]
             self._handles.append(handle)
@@ -69,8 +71,8 @@ class Reduction:
             gradient = parameter.grad
             parameter.grad = None
             assert gradient is not None, "the hook runs after a gradient was accumulated"
-            matrix = gradient.reshape(place.shape).float()
-            product = parameter.detach().reshape(place.shape).float() * matrix
+            matrix = gradient.reshape(place.shape).to(self._wide)
+            product = parameter.detach().reshape(place.shape).to(self._wide) * matrix
             self._units[place.rows] += product.sum(dim=1)
             self._units[place.columns] += product.sum(dim=0)
             self._shifts[place.number] += matrix.sum()
@@ -88,7 +90,7 @@ class Reduction:
 
     def take(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The sums so far, [units] and [tensors]; they begin anew."""
-        units, shifts = self._units.double().cpu().numpy(), self._shifts.double().cpu().numpy()
+        units, shifts = (sums.cpu().numpy().astype(np.float64) for sums in (self._units, self._shifts))
         self._units.zero_()
         self._shifts.zero_()
         return units, shifts
@@ -101,6 +103,12 @@ class Reduction:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
+
+
+def mixed_seed(seed: int, name: str, *numbers: int) -> int:
+    """A seed below 2^63 for one of many generators; any two of them have nothing to do with each other."""
+    mixed = np.random.SeedSequence([seed, *name.encode(), *numbers]).generate_state(1, np.uint64)
+    return int(mixed[0] >> np.uint64(1))
 
 
 def direction_of(

@@ -162,8 +162,9 @@ class ResidualStream:
         return streams
 
     def _require_own_logits(self, last: Tensor, logits: Tensor) -> None:
-        own = logits[0, :_CHECKED_POSITIONS]
-        lens = self.lens(last[0, :_CHECKED_POSITIONS])
+        # Backwards: a step that mixes positions, such as a block that was not taken out, does not go unseen.
+        own = logits[0, :_CHECKED_POSITIONS].flip(0)
+        lens = self.lens(last[0, :_CHECKED_POSITIONS].flip(0))
         if not bool(own.isfinite().all()):
             return  # a broken model says so by itself
         scale = max(1.0, float(own.abs().max()))

@@ -20,8 +20,8 @@ __all__ = ["MOST_ELEMENTS", "StoredMatrices", "WordsUnknown"]
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
-MOST_ELEMENTS = 8 * 2**20
-"""Elements that are held at once: 64 MiB of float64."""
+MOST_ELEMENTS = 4 * 2**20
+"""Elements of a matrix that are held at once: 32 MiB of float64, and perhaps two copies of it on the way."""
 
 
 class WordsUnknown(Exception):

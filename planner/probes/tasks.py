@@ -43,7 +43,7 @@ class Sequences:
 
     ids: tuple[tuple[int, ...], ...]
     scored_from: tuple[int, ...]
-    """The first position of each sequence that counts; 1 for a document, the length of the prompt for a choice."""
+    """The first position of each sequence that counts: 1 for a document; for a choice, where the choices part."""
     answer: int | None = None
     """For a question: which sequence is right."""
 
@@ -156,9 +156,12 @@ def question_groups(
     groups: int,
     seed: int,
 ) -> list[Group]:
-    """As `text_groups`, of questions. A choice is what the tokens of prompt and choice have beyond the prompt's own.
+    """As `text_groups`, of questions. Of prompt and choice those tokens count that not all choices share.
 
-    Raises `TextInvalid` for a question that does not fit into the model's context.
+    A tokenizer may join the end of a prompt to one choice and not to another; then the choices are compared from where
+    they part, so that each has its whole probability.
+
+    Raises `TextInvalid` for a question that does not fit into the model's context, or leaves nothing to predict.
     """
     order = list(range(len(questions)))
     random.Random(seed).shuffle(order)  # noqa: S311 - a shuffle, no secret
@@ -173,12 +176,18 @@ def question_groups(
                 f"question {place + 1} has more than the {context} tokens of the model's context",
                 hint="shorten its prompt",
             )
-        items.append(Sequences(tuple(map(tuple, whole)), tuple(_common(prompt, ids) for ids in whole), question.answer))
+        if min(map(len, whole)) < 2:
+            raise TextInvalid(
+                f"question {place + 1} has a choice without a token to predict",
+                hint="give it a prompt, or longer choices",
+            )
+        start = min(_common(prompt, ids) for ids in whole)
+        items.append(Sequences(tuple(map(tuple, whole)), (start,) * len(whole), question.answer))
     return dealt(items, groups, 0)
 
 
 def _common(prompt: Sequence[int], whole: Sequence[int]) -> int:
-    """Where a choice begins: behind the tokens it shares with its prompt; at least one token is predicted."""
+    """How many tokens of a choice are its prompt's; at least the first, and never all."""
     shared = 0
     while shared < min(len(prompt), len(whole) - 1) and prompt[shared] == whole[shared]:
         shared += 1

@@ -76,7 +76,7 @@ def words_of(checkpoint: Checkpoint, model: ModelMap, units: Sequence[Unit], *, 
     """The words of each unit, in the order of `units`, with at most `top` tokens a list.
 
     Reads the rows and columns of the units, and passes once over the head and once over the embedding, with at most
-    64 MiB of float64 of a matrix at a time. A unit of which nothing can be said has a note that tells why. Raises
+    32 MiB of a matrix at a time, as float64. A unit of which nothing can be said has a note that tells why. Raises
     ValueError for a `top` below 1, and `FileUnreadable` or `ShardTruncated` where the files fail.
     """
     if top < 1:
