@@ -58,7 +58,7 @@ def story(folder: Path) -> dict[str, Any]:
     chapter("7. What is different on disk?", "An operation is named only if it explains every bit.")
     run(folder, f"planner diff {MODEL} {PATCHED}")
     chapter("8. Did it help, and how sure are we?", "Paired on held-out documents; drift; gates.")
-    run(folder, f"planner evaluate {PATCHED} --baseline {MODEL} --suite suite.toml --out evaluation.json")
+    run(folder, f"planner evaluate {PATCHED} --baseline {MODEL} --suite suite.toml --controls 0 --out evaluation.json")
     chapter("9. Undo it.", "Bit for bit, with the history kept.")
     run(folder, f"planner revert {PATCHED} --to 0")
     run(folder, f"planner verify {PATCHED}")

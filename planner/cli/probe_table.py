@@ -12,10 +12,13 @@ __all__ = ["show_evidence"]
 
 _MOST = 16
 _MOST_UNITS = 6
+_FAR = 1.0
 
 
 def show_evidence(evidence: EvidenceFile, screen: Screen, *, every: bool = False) -> None:
     """The loss, the ceilings, then tensors, heads and neurons, those with the largest gains first."""
+    from planner.words import sentence
+
     _objective(evidence, screen)
     _ceilings(evidence, screen)
     screen.show()
@@ -44,6 +47,7 @@ def show_evidence(evidence: EvidenceFile, screen: Screen, *, every: bool = False
         "each row or column, judged on documents that did not choose it. drift: twice the KL of a step of one.",
         indent=0,
     )
+    said = {(w.kind, w.layer, w.index, w.expert): sentence(w) for w in evidence.words}
     for kind in ("head", "neuron"):
         units = [unit for unit in evidence.units if unit.kind == kind][:_MOST_UNITS]
         if units:
@@ -51,6 +55,8 @@ def show_evidence(evidence: EvidenceFile, screen: Screen, *, every: bool = False
             screen.show(f"{kind}s with the largest gains:")
         for unit in units:
             screen.show(f"  {_unit(unit)}")
+            if words := said.get((unit.kind, unit.layer, unit.index, unit.expert)):
+                screen.prose(words.partition(f"layer {unit.layer} ")[2] or words, indent=6)
     if evidence.not_measured:
         screen.show()
         for name, why in list(evidence.not_measured.items())[:_MOST_UNITS]:
@@ -99,7 +105,11 @@ def _factor(gradient: Gradient) -> str:
 
     if gradient.step is None:
         return "-"
-    return f"{math.exp(max(min(gradient.step, 20.0), -20.0)):.3g}" + ("" if gradient.stable is not False else " ?")
+    if abs(gradient.step) > _FAR:  # farther than the second order tells anything
+        factor = ">e" if gradient.step > 0 else "<1/e"
+    else:
+        factor = f"{math.exp(gradient.step):.3g}"
+    return factor + ("" if gradient.stable is not False else " ?")
 
 
 def _unit(unit: UnitSensitivity) -> str:

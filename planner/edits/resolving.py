@@ -36,9 +36,12 @@ from planner.operations import (
     Step,
 )
 from planner.operations.base import Values
+from planner.operations.scale import Factors
 from planner.plan import Modification, TargetUnmatched, resolve
 
 __all__ = ["combined", "resolved"]
+
+_FARTHEST = 5
 
 
 def resolved(modification: Modification, around: Surroundings) -> ModificationEdits:
@@ -169,6 +172,8 @@ class _Resolution:
                 array, provenance = read_array(file, self.around.folder, tensor=name, layer=layer)
                 arrays[parameter] = array
                 self.provenance[provenance.file, provenance.array] = provenance
+                if isinstance(file, Factors):
+                    self.notes[f"{name}: {_factors_in_words(array, file.axis)}"] = None
         if self.adapter is not None:
             known = self.around.model.parameters.get(name)
             update = self.adapter.update(name, transposed=known.transposed if known else None)
@@ -228,6 +233,19 @@ class _Resolution:
             self.notes[f"{weight} gets a rank-one change: exact for the given input, an approximation for others"] = (
                 None
             )
+
+
+def _factors_in_words(factors: Values, axis: str) -> str:
+    """Their range, and those that are farthest from one."""
+    flat = np.asarray(factors, dtype=np.float64).reshape(-1)
+    with np.errstate(divide="ignore"):
+        distance = np.abs(np.log(np.abs(flat)))
+    farthest = np.argsort(-distance, kind="stable")[:_FARTHEST]
+    named = ", ".join(f"{axis[:-1]} {place} x{flat[place]:.3g}" for place in farthest)
+    return (
+        f"{flat.size:,} factors by {axis[:-1]}, {flat.min():.3g} to {flat.max():.3g}, median {np.median(flat):.3g}; "
+        f"farthest from one: {named}"
+    )
 
 
 def _depths(names: tuple[str, ...]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from planner.architecture import Band, ModelMap, Parameter, role_of
 from planner.evidence.measured import Direction, Floats, Measured, Scores, SetName
-from planner.evidence.quadratic import Level, Quadratic, crossed_gain, natural_step, predicted_gain
+from planner.evidence.quadratic import Level, Quadratic, crossed, natural_step, predicted_gain
 from planner.evidence.types import (
     Ceiling,
     Gauge,
@@ -39,6 +39,7 @@ HOPELESS = 1e-3
 """Nats: a ceiling below this, two standard errors included, is not worth a search. About 0.1 % of perplexity."""
 _DAMPINGS = tuple(10.0 ** (power / 2) for power in range(-4, 5))
 _TOP = 5
+_FARTHEST = 1.0
 _TOP_UNITS = 24
 _ROUNDING = 1e-4
 """What rounding leaves of scores that are zero in exact arithmetic, relative to the largest, in float32."""
@@ -116,7 +117,8 @@ def _gradients(quadratic: Quadratic, rounding: float, most: int | None = None) -
     largest = float(quadratic.curvature_with_temperature().max(initial=0.0))
     steep = curvature > max(rounding**2 * largest, float(np.finfo(np.float32).tiny))
     steps = np.divide(-mean, curvature, out=np.zeros_like(mean), where=steep)
-    gains = -0.5 * mean * steps
+    reached = np.clip(steps, -_FARTHEST, _FARTHEST)
+    gains = -(mean * reached + 0.5 * curvature * reached**2)
     return {
         int(n): Gradient(
             raw=float(raw[n]),
@@ -159,39 +161,20 @@ def ceilings_of(sides: Sides) -> tuple[tuple[Ceiling, ...], float]:
     found, best_damping = [], _DAMPINGS[-1]
     kinds: tuple[tuple[Level, Quadratic], ...] = (("tensors", sides.tensors), ("units", sides.units))
     for kind, quadratic in kinds:
-        tried = [(*crossed_gain(quadratic, damping), damping) for damping in _DAMPINGS]
-        gain, in_sample, step, damping = max(tried, key=lambda item: item[0])
-        best_damping = damping
-        error = _gain_se(quadratic, damping)
-        along = quadratic.fisher_drift @ step
-        reach = max(gain, 0.0) + 2 * (error or 0.0)
+        tried = [(crossed(quadratic, damping), damping) for damping in _DAMPINGS]
+        best, best_damping = max(tried, key=lambda item: item[0].gain)
+        along = quadratic.fisher_drift @ best.step
         found.append(
             Ceiling(
                 kind=kind,
-                gain=max(gain, 0.0),
-                gain_se=error,
-                in_sample=max(in_sample, 0.0),
+                gain=best.gain,
+                gain_se=best.gain_se,
+                in_sample=max(best.in_sample, 0.0),
                 drift=float(0.5 * along @ along),
-                hopeless=error is not None and reach < HOPELESS,
+                hopeless=best.gain + 2 * (best.gain_se or 0.0) < HOPELESS,
             )
         )
     return tuple(found), best_damping
-
-
-def _gain_se(quadratic: Quadratic, damping: float) -> float | None:
-    """Of the crossed gain, over the groups that judge: that of the first-order part, which is what varies most."""
-    variance = 0.0
-    for number in (0, 1):
-        step = natural_step(*quadratic.half(number), damping)
-        chosen = quadratic.goal.halves == 1 - number
-        part = type(quadratic.goal)(
-            quadratic.goal.weights[chosen], quadratic.goal.side[chosen], np.arange(chosen.sum())
-        )
-        error = part.standard_error((quadratic.calibrated[chosen] @ step)[:, None])
-        if error is None:
-            return None
-        variance += float(error[0]) ** 2
-    return float(np.sqrt(variance) / 2)
 
 
 def gauge_of(measured: Measured, rounding: float = _ROUNDING) -> Gauge:

@@ -21,7 +21,7 @@ import numpy as np
 
 from planner.evidence.measured import Floats, Grouping, Measured, SetName
 
-__all__ = ["Level", "Quadratic", "crossed_gain", "natural_step", "predicted_gain"]
+__all__ = ["Crossed", "Level", "Quadratic", "crossed", "natural_step", "predicted_gain"]
 
 Level = Literal["tensors", "units"]
 
@@ -122,6 +122,13 @@ class Quadratic:
         share = sums[side[chosen]] / self.goal.totals[chosen]
         return self.goal.mean(self.calibrated, number), self.fisher[chosen] / np.sqrt(share)[:, None]
 
+    def judged(self, number: int, step: Floats) -> float | None:
+        """Standard error over one half of the documents of the first-order change along a step."""
+        chosen = self.goal.halves == number
+        part = Grouping(self.goal.weights[chosen], self.goal.side[chosen], np.arange(int(chosen.sum())))
+        error = part.standard_error((self.calibrated[chosen] @ step)[:, None])
+        return None if error is None else float(error[0])
+
     def curvature(self) -> Floats:
         """[n]: the diagonal of the calibrated Fisher information."""
         return np.asarray((self.fisher**2).sum(axis=0))
@@ -156,20 +163,41 @@ def predicted_gain(gradient: Floats, scores: Floats, step: Floats) -> float:
     return float(-(gradient @ step) - 0.5 * (along @ along))
 
 
-def crossed_gain(quadratic: Quadratic, damping: float) -> tuple[float, float, Floats]:
-    """What a step of this damping brings on documents that did not choose it; what on those that did; that step, [n].
+@dataclass(frozen=True, eq=False)
+class Crossed:
+    """A step, and what it brings."""
 
-    Each half of the documents chooses a direction, and the other half judges it. The length is one number, chosen to be
-    best for both judges together; the step that is returned is of all documents and has that length.
+    step: Floats
+    """[n]: of all documents."""
+    gain: float
+    """On documents that did not choose it."""
+    gain_se: float | None
+    """Its standard error over documents, that of the first-order part, which varies most."""
+    in_sample: float
+    """On the documents that chose it."""
+
+
+def crossed(quadratic: Quadratic, damping: float) -> Crossed:
+    """A step of this damping: half of the documents chooses a direction, and the other half judges it, both ways.
+
+    The length is one number, the best for both judges together.
     """
-    fall = bend = 0.0
+    fall = bend = variance = 0.0
+    known = True
     for number in (0, 1):
         direction = natural_step(*quadratic.half(number), damping)
         gradient, scores = quadratic.half(1 - number)
         along = scores @ direction
         fall -= float(gradient @ direction) / 2
         bend += float(along @ along) / 2
+        error = quadratic.judged(1 - number, direction)
+        known = known and error is not None
+        variance += (error or 0.0) ** 2
     length = max(fall, 0.0) / bend if bend > 0 else 0.0
-    whole = natural_step(quadratic.gradient, quadratic.fisher, damping)
-    in_sample = predicted_gain(quadratic.gradient, quadratic.fisher, whole)
-    return length * fall - 0.5 * length**2 * bend, in_sample, length * whole
+    step = length * natural_step(quadratic.gradient, quadratic.fisher, damping)
+    return Crossed(
+        step=step,
+        gain=length * fall - 0.5 * length**2 * bend,
+        gain_se=length * float(np.sqrt(variance)) / 2 if known else None,
+        in_sample=predicted_gain(quadratic.gradient, quadratic.fisher, step),
+    )

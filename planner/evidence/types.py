@@ -11,6 +11,7 @@ from pydantic import Field
 
 from planner.plan import CheckpointRef
 from planner.records import Record
+from planner.words import UnitWords
 
 __all__ = [
     "EVIDENCE_SCHEMA",
@@ -93,8 +94,8 @@ class Gradient(Record):
     step: float | None
     """The step that the two together call best; null where there is no curvature."""
     gain: float
-    """What that step alone is predicted to take off the calibrated loss. Far steps are out of the prediction's range.
-    """
+    """What that step alone, or one of length 1 in its direction where it is longer, is predicted to take off the
+    calibrated loss. What lies farther is not predicted."""
 
 
 class TopUnit(Record):
@@ -190,9 +191,9 @@ class Gauge(Record):
 class Ceiling(Record):
     """The best that one kind of edit can be expected to reach here, temperature aside.
 
-    From the second-order model around the weights as they are, which knows one step: its direction is chosen by one half
-    of the documents and judged by the other, with the damping and the length that do best. Where there is much to win,
-    several steps, each measured anew, go beyond it; where it is nothing, no search of this kind will find anything.
+    From the second-order model around the weights as they are, which knows one step: its direction is chosen by one
+    half of the documents and judged by the other, with the damping and the length that do best. Where there is much to
+    win, several steps, each measured anew, go beyond it; where it is nothing, no search of this kind will find any.
     """
 
     kind: EditKind
@@ -255,6 +256,8 @@ class EvidenceFile(Record):
     """Every tensor that was measured, in the order of the checkpoint."""
     units: tuple[UnitSensitivity, ...]
     """The heads and neurons with the largest gains."""
+    words: tuple[UnitWords, ...] = ()
+    """The tokens that some of these speak of, by the direct path between embedding and logits."""
     not_measured: dict[str, str]
     """Tensors that were not measured, and why."""
     arrays: ArraysRef

@@ -123,7 +123,11 @@ class Descent:
         at = np.zeros(space.size)
         points: list[Point] = []
         for number in range(steps):
-            point = self._first(space, tell) if number == 0 else self._measured(space, at, inverse_temperature, number, tell)
+            point = (
+                self._first(space, tell)
+                if number == 0
+                else self._measured(space, at, inverse_temperature, number, tell)
+            )
             points = [*points, point][-_REMEMBERED:]
             step = next_step(points, goal, penalty, at)
             if step is None or step.gain < SMALLEST_GAIN:

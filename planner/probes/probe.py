@@ -25,6 +25,7 @@ from planner.evidence import (
     Objective,
     Sides,
     TextUsed,
+    UnitSensitivity,
     arrays_bytes,
     ceilings_of,
     directions_of,
@@ -50,8 +51,11 @@ from planner.probes.tasks import (
     text_groups,
 )
 from planner.probes.watching import watched_parameters
+from planner.words import Unit, words_of
 
 __all__ = ["ProbeRequest", "Probed", "probe"]
+
+_WORDS = 8  # heads, and neurons, that are put into words
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, and how many of how many tokens."""
@@ -160,6 +164,8 @@ def probe(
     ceilings, damping = ceilings_of(sides)
     ran_in = str(dtype).removeprefix("torch.")
     rounding = rounding_of(ran_in)
+    tell("reading what units say", 0, 0)
+    units = units_of(measured, mapped, rounding)
     evidence = EvidenceFile(
         id=identity,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -176,11 +182,18 @@ def probe(
         gauge=gauge_of(measured, rounding),
         ceilings=ceilings,
         tensors=tensors_of(measured, sides, directions_of(sketches), damping, rounding),
-        units=units_of(measured, mapped, rounding),
+        units=units,
+        words=words_of(checkpoint, mapped, _spoken(units)),
         not_measured=skipped,
         arrays=ArraysRef(file="evidence.safetensors", digest="blake3:" + "0" * 64),
     )
     return Probed(evidence, measured, kept.discard)
+
+
+def _spoken(units: Sequence[UnitSensitivity]) -> list[Unit]:
+    """The heads and neurons with the largest gains, as units of words."""
+    kinds = [[unit for unit in units if unit.kind == kind][:_WORDS] for kind in ("head", "neuron")]
+    return [Unit(unit.kind, unit.layer, unit.index, unit.expert) for found in kinds for unit in found]
 
 
 def _read(request: ProbeRequest) -> dict[str, Source]:

@@ -78,5 +78,5 @@ def _same_values(checkpoint: Checkpoint, name: str, parameter: Parameter) -> boo
     first = next(iter(checkpoint.chunks(tensor)))
     values = dtype.decode(dtype.patterns(first))[:_COMPARED]
     loaded = parameter.detach().reshape(-1)[: len(values)].cpu()
-    stored = torch.from_numpy(np.ascontiguousarray(values)).to(loaded.dtype)
+    stored = torch.from_numpy(np.array(values)).to(loaded.dtype)  # a copy: the chunk cannot be written to
     return bool(torch.equal(stored.nan_to_num(), loaded.nan_to_num()))

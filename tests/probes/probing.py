@@ -22,7 +22,7 @@ from planner.inference import encode, load_model, load_tokenizer, quiet
 from planner.inference import loading as inference_loading
 from planner.probes import Probed, ProbeRequest, probe
 from planner.probes.measuring import Machine
-from planner.probes.tasks import Group, Sequences
+from planner.probes.tasks import Group, Sequences, load_source, text_groups
 from planner.probes.watching import watched_parameters
 
 TINY_MODEL = Path(__file__).parents[2] / "examples" / "tiny-model"
@@ -57,7 +57,8 @@ def double_machine(folder: Path, *, tiny_eps: bool = False, seed: int = 0) -> Ma
     checkpoint = open_checkpoint(folder)
     with quiet(), exact():
         model = load_model(folder, dtype=torch.float64)
-    model.double().config._attn_implementation = "eager"
+    # Nothing that is written for narrow floats only.
+    model.double().config._attn_implementation = model.config._experts_implementation = "eager"
     if tiny_eps:
         for module in model.modules():
             for name, value in list(vars(module).items()):
@@ -135,3 +136,16 @@ def close(found: np.ndarray | float, true: np.ndarray | float, relative: float) 
     """Whether the largest difference is small beside the largest number."""
     size = np.abs(true).max()
     return bool(np.abs(np.asarray(found) - true).max() <= relative * size)
+
+
+def probed_documents() -> list[Group]:
+    """The documents of `probed` as it is by default."""
+    return text_groups(
+        load_source(STORIES).documents,
+        load_tokenizer(TINY_MODEL),
+        context=256,
+        max_tokens=24,
+        most=8,
+        groups=256,
+        seed=0,
+    )

@@ -92,7 +92,7 @@ def test_a_norm_of_queries_swallows_the_scale_of_their_projection() -> None:
         assert one.calibrated == pytest.approx(other.calibrated, rel=1e-3, abs=1e-6 * others)
 
 
-@pytest.mark.parametrize("key", ["llama", "qwen3", "gemma2", "olmo2", "phi3", "gpt2", "falcon-new", "qwen2-tied"])
+@pytest.mark.parametrize("key", ["llama", "qwen3", "gemma2", "olmo2", "phi3", "gpt2", "qwen3_moe-dense", "qwen2-tied"])
 def test_what_the_effect_rules_call_invariant_has_no_sensitivity(key: str, tmp_path: Path) -> None:
     machine = double_machine(written(key), tiny_eps=True)
     found = measured(machine, 2)
@@ -117,7 +117,7 @@ def test_what_the_effect_rules_call_invariant_has_no_sensitivity(key: str, tmp_p
         elif effect == "effective":
             assert mine > 1e-6 * largest, name
     assert "effective" in effects
-    assert effects & {"invariant", "shifts_logits", "rescales_logits"}
+    assert key == "gpt2" or effects & {"invariant", "shifts_logits", "rescales_logits"}, "its norms have biases"
 
 
 def test_a_llama_has_four_different_scales_a_layer_and_the_temperature() -> None:

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from planner.architecture import ModelMap, map_of, unknown_map
 from planner.checkpoint import Checkpoint, TensorReader, open_checkpoint
-from planner.probes import stored_matrices, unit_vectors, vocabulary_scores
-from planner.probes.words import TokenWeight, Unit, UnitWords, sentence, words_of
+from planner.words import stored_matrices, unit_vectors, vocabulary_scores
+from planner.words.words import TokenWeight, Unit, UnitWords, sentence, words_of
 
 FEW = 0.2
 """Of the vocabulary. The final norm's scale moves as well, which blurs the direct path's ranking a little."""
@@ -349,6 +349,6 @@ def test_nothing_heavy_is_imported() -> None:
     import subprocess
     import sys
 
-    code = "import planner.probes.words, sys; print({'torch', 'transformers', 'numba'} & set(sys.modules))"
+    code = "import planner.words.words, sys; print({'torch', 'transformers', 'numba'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"

@@ -16,11 +16,11 @@ import numpy as np
 from planner.architecture import ModelMap
 from planner.checkpoint import Checkpoint, TokensUnresolved, find_tokens
 from planner.plain_text import plain
-from planner.probes.direct_paths import DirectPaths
-from planner.probes.stored_matrices import StoredMatrices, WordsUnknown
-from planner.probes.unit_vectors import Unit, UnitKind, UnitVectors, vectors_of
-from planner.probes.vocabulary_scores import Ends, answers, logits
 from planner.records import Record
+from planner.words.direct_paths import DirectPaths
+from planner.words.stored_matrices import StoredMatrices, WordsUnknown
+from planner.words.unit_vectors import Unit, UnitKind, UnitVectors, vectors_of
+from planner.words.vocabulary_scores import Ends, answers, logits
 
 __all__ = ["TokenWeight", "Unit", "UnitWords", "sentence", "words_of"]
 

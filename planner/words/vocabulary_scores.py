@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.probes.direct_paths import Step
-from planner.probes.stored_matrices import Floats, Indices, StoredMatrices
+from planner.words.direct_paths import Step
+from planner.words.stored_matrices import Floats, Indices, StoredMatrices
 
 __all__ = ["GATES", "Ends", "Question", "answers", "logits"]
 

@@ -32,7 +32,7 @@ from planner.architecture.graph import (
     Weight,
 )
 from planner.plain_text import plain
-from planner.probes.stored_matrices import Floats, Indices, StoredMatrices, WordsUnknown
+from planner.words.stored_matrices import Floats, Indices, StoredMatrices, WordsUnknown
 
 __all__ = ["DirectPaths", "Reading", "Step"]
 

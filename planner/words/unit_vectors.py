@@ -17,9 +17,9 @@ import numpy as np
 from planner.architecture import Band, ModelMap, Parameter
 from planner.architecture.graph import Activate, Attend, Linear, Normalize, Product
 from planner.plain_text import plain
-from planner.probes.direct_paths import DirectPaths, Step
-from planner.probes.stored_matrices import MOST_ELEMENTS, Floats, Indices, StoredMatrices, WordsUnknown
-from planner.probes.vocabulary_scores import GATES, Question
+from planner.words.direct_paths import DirectPaths, Step
+from planner.words.stored_matrices import MOST_ELEMENTS, Floats, Indices, StoredMatrices, WordsUnknown
+from planner.words.vocabulary_scores import GATES, Question
 
 __all__ = ["Unit", "UnitKind", "UnitVectors", "vectors_of"]
 

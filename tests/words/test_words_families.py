@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from probes.word_oracle import LAST, MODULES, Oracle
+from words.word_oracle import LAST, MODULES, Oracle
 
-from planner.probes.words import TokenWeight, Unit, words_of
+from planner.words.words import TokenWeight, Unit, words_of
 
 TOP = 6
 SANDWICHED = {"gemma2", "gemma3_text-untied"}
