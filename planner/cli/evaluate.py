@@ -89,7 +89,8 @@ def show_evaluation(found: Evaluation, screen: Screen) -> None:
 def _show_controls(found: Controls, screen: Screen) -> None:
     alone = found.temperature
     mine = "" if alone.candidate is None else f", the candidate {alone.candidate:+.5f}"
-    temperature = f"temperature alone would gain {alone.difference:+.5f} raw{mine}"
+    gain = f"{alone.difference:+.5f} raw" if alone.difference < 0 else f"nothing ({alone.difference:+.5f} raw)"
+    temperature = f"temperature alone would gain {gain}{mine}"
     if found.random is None:
         screen.show(f"controls on {found.metric}: {temperature}")
         screen.prose(f"no random plans: {found.no_random}", indent=4)

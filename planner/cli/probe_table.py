@@ -106,9 +106,8 @@ def _factor(gradient: Gradient) -> str:
     if gradient.step is None:
         return "-"
     if abs(gradient.step) > _FAR:  # farther than the second order tells anything
-        factor = ">e" if gradient.step > 0 else "<1/e"
-    else:
-        factor = f"{math.exp(gradient.step):.3g}"
+        return ">e" if gradient.step > 0 else "<1/e"
+    factor = f"{math.exp(gradient.step):.3g}"
     return factor + ("" if gradient.stable is not False else " ?")
 
 

@@ -35,6 +35,9 @@ from planner.plan import Modification
 
 __all__ = ["Planned", "Wanted", "controls_of", "decisive_metric", "planned", "temperature_alone"]
 
+_ROUNDING = 1e-9
+"""Nats per token. Differences that spread less than this are equal but for rounding, and have no z."""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -167,7 +170,7 @@ def _among(
         as_good=as_good,
         rank=1 + as_good,
         rank_p=(1 + as_good) / (len(scores) + 1),
-        z=(mine - spread.mean) / spread.sd if spread and spread.sd else None,
+        z=(mine - spread.mean) / spread.sd if spread and spread.sd and spread.sd > _ROUNDING else None,
         improved_raw=sum(verdict_of(one, one.p_value) == "improved" for one in raw),
         improved_calibrated=sum(verdict_of(one, one.p_value) == "improved" for one in calibrated),
         methods=dict(methods),

@@ -210,7 +210,8 @@ class RandomPlans(Record):
     rank_p: float
     """(1 + as_good) / (n + 1): how likely a plan that is as random as they are ranks so well."""
     z: float | None
-    """(candidate - mean) / sd of the calibrated difference; null without an sd."""
+    """(candidate - mean) / sd of the calibrated difference; null where they are
+    all equal, but for rounding."""
     improved_raw: int
     """Random plans whose raw difference alone would be called "improved": what significance without a control is
     worth here."""

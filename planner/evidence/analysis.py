@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.architecture import Band, ModelMap, Parameter, role_of
+from planner.evidence.layout import Place
 from planner.evidence.measured import Direction, Floats, Measured, Scores, SetName
 from planner.evidence.quadratic import Level, Quadratic, crossed, natural_step, predicted_gain
 from planner.evidence.types import (
@@ -80,6 +81,11 @@ def tensors_of(
     units = sides.units
     errors = units.gradient_se
     found = []
+
+    def known(place: Place, count: int) -> bool:
+        """Whether there is a step: a single row or column is the whole tensor, and may be nothing but rounding."""
+        return count > 1 or scales[place.number].step is not None
+
     for name, place in measured.layout.places.items():
         rows, columns = place.shape
         found.append(
@@ -91,8 +97,8 @@ def tensors_of(
                 columns=columns,
                 scale=scales[place.number],
                 shift=shifts[place.number],
-                by_row=_crossed(units, place.rows, damping),
-                by_column=_crossed(units, place.columns, damping),
+                by_row=_crossed(units, place.rows, damping) if known(place, rows) else 0.0,
+                by_column=_crossed(units, place.columns, damping) if known(place, columns) else 0.0,
                 top_rows=_top(units.gradient, errors, place.rows) if rows > 1 else (),
                 top_columns=_top(units.gradient, errors, place.columns) if columns > 1 else (),
                 direction=directions.get(name),

@@ -146,11 +146,12 @@ def natural_step(gradient: Floats, scores: Floats, damping: float) -> Floats:
     """[n]: -(F + damping · (diag F + mean diag F))⁻¹ g with F = Zᵀ Z, through the small matrix Z D⁻¹ Zᵀ (Woodbury).
 
     The mean is there for steps of which the documents show no curvature, such as the rows of tokens that never occur.
+    Where nothing shows any, no step is taken.
     """
-    if not len(gradient):
-        return gradient
     diagonal = np.einsum("gi,gi->i", scores, scores)
-    level = damping * (diagonal + max(float(diagonal.mean()), np.finfo(float).tiny))
+    if not diagonal.any():
+        return np.zeros_like(gradient)
+    level = damping * (diagonal + diagonal.mean())
     scaled = scores / level
     inner = scaled @ scores.T + np.eye(len(scores))
     step: Floats = -(gradient / level - scaled.T @ np.linalg.solve(inner, scaled @ gradient))

@@ -7,13 +7,14 @@ what it does near one, so that several such steps reach far beyond the best sing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from planner.evidence import Grouping, Measured
+from planner.evidence import Layout, Measured
 from planner.evidence.measured import Floats, SetName
 from planner.inference import overlaid
 from planner.probes.factor_space import FactorSpace
@@ -69,9 +70,9 @@ def neutral_text(measured: Measured, space: FactorSpace, weight: float) -> Drift
 class Descent:
     """The walk of one model."""
 
-    machine: Machine
-    """With the goal's groups below, the tensors of the space watched."""
-    parameters: dict[str, Parameter]
+    model: Any
+    """In float32, on the CPU."""
+    parameters: Mapping[str, Parameter]
     """By the tensor's name: where its values go."""
     groups: Sequence[Group]
     """Of the goal's text, those that the evidence was measured on."""
@@ -81,6 +82,8 @@ class Descent:
     drift_weight: float
     limit: Callable[[FactorSpace, Floats], Floats]
     """Brings a point back to where it is allowed."""
+    seed: int = 0
+    """Of the labels that are drawn."""
 
     @property
     def draws(self) -> int:
@@ -94,7 +97,7 @@ class Descent:
 
     def walk(self, space: FactorSpace, *, steps: int = STEPS, tell: Tell) -> Iterator[Waypoint]:
         """Points downhill, until nothing more is to be gained. `tell` is told the tokens that are done."""
-        for waypoint, _, _ in self._walk(space, steps, tell):
+        for waypoint, _ in self._walk(space, steps, tell):
             yield waypoint
 
     def shortlist(self, space: FactorSpace, count: int, *, tell: Tell) -> FactorSpace:
@@ -105,48 +108,60 @@ class Descent:
         """
         if len(space.vectors) <= count:
             return space
-        last = None
-        for last in self._walk(space, PILOT_STEPS, tell):
-            pass
-        if last is None:
-            return space.only([vector.tensor for vector in space.vectors[:count]])
-        waypoint, inverse_temperature, _ = last
-        point = self._measured(space, waypoint.at, inverse_temperature, PILOT_STEPS + 1, tell)
-        missed = leave_one_out(point, self.measured.goal.coarse, waypoint.at, list(space.slices.values()))
+        at, inverse_temperature = np.zeros(space.size), self.inverse_temperature
+        for waypoint, inverse_temperature in self._walk(space, PILOT_STEPS, tell):  # noqa: B007
+            at = waypoint.at
+        with self._machine(space) as machine:
+            point = self._measured(machine, space, at, inverse_temperature, PILOT_STEPS, tell)
+        missed = leave_one_out(point, self.measured.goal.coarse, at, list(space.slices.values()))
         order = np.argsort(-missed, kind="stable")[:count]
         return space.only([space.vectors[place].tensor for place in order])
 
-    def _walk(self, space: FactorSpace, steps: int, tell: Tell) -> Iterator[tuple[Waypoint, float, Point]]:
+    def _walk(self, space: FactorSpace, steps: int, tell: Tell) -> Iterator[tuple[Waypoint, float]]:
+        """The points, each with the best inverse temperature there."""
         goal = self.measured.goal.coarse
         penalty = neutral_text(self.measured, space, self.drift_weight) if self.drift_weight else None
         inverse_temperature = self.inverse_temperature
         at = np.zeros(space.size)
         points: list[Point] = []
-        for number in range(steps):
-            point = (
-                self._first(space, tell)
-                if number == 0
-                else self._measured(space, at, inverse_temperature, number, tell)
-            )
-            points = [*points, point][-_REMEMBERED:]
-            step = next_step(points, goal, penalty, at)
-            if step is None or step.gain < SMALLEST_GAIN:
-                return
-            at = self.limit(space, at + step.move)
-            inverse_temperature *= float(np.exp(step.temperature))
-            yield Waypoint(at, step.gain), inverse_temperature, point
+        with self._machine(space) as machine:
+            for number in range(steps):
+                if number:
+                    point = self._measured(machine, space, at, inverse_temperature, number, tell)
+                else:
+                    point = self._first(machine, space, tell)
+                points = [*points, point][-_REMEMBERED:]
+                step = next_step(points, goal, penalty, at)
+                if step is None or step.gain < SMALLEST_GAIN:
+                    return
+                at = self.limit(space, at + step.move)
+                inverse_temperature *= float(np.exp(step.temperature))
+                yield Waypoint(at, step.gain), inverse_temperature
 
-    def _first(self, space: FactorSpace, tell: Tell) -> Point:
+    @contextmanager
+    def _machine(self, space: FactorSpace) -> Iterator[Machine]:
+        """Watches the tensors of the space and no others."""
+        layout = Layout({vector.tensor: space.layout.shapes[vector.tensor] for vector in space.vectors})
+        watched = {name: self.parameters[name] for name in layout.shapes}
+        device = next(iter(watched.values())).device
+        machine = Machine(self.model, watched, layout, self.seed, device)
+        try:
+            yield machine
+        finally:
+            machine.reduction.close()
+
+    def _first(self, machine: Machine, space: FactorSpace, tell: Tell) -> Point:
         """The evidence, with more draws where there are few documents."""
         point = evidence_point(self.measured, space)
         if self.draws == 1:
             return point
-        more = self._measured(space, np.zeros(space.size), self.inverse_temperature, 0, tell, draws=self.draws - 1)
-        scores = np.concatenate([point.scores, more.scores])
-        return Point(point.gradient, scores)
+        here = np.zeros(space.size)
+        more = self._measured(machine, space, here, self.inverse_temperature, 0, tell, draws=self.draws - 1)
+        return Point(point.gradient, np.concatenate([point.scores, more.scores]))
 
     def _measured(
         self,
+        machine: Machine,
         space: FactorSpace,
         at: Floats,
         inverse_temperature: float,
@@ -156,26 +171,17 @@ class Descent:
         draws: int | None = None,
     ) -> Point:
         """Slope and scores at a point. Labels are drawn anew at each `number`."""
-        grouping: Grouping = self.measured.goal
-        names = [f"fisher.{number}.{draw}" for draw in range(draws or self.draws)]
-        # "raw" and not "calibrated": of that set sketches would be taken. Names that begin with "fisher" draw labels,
-        # others for each name.
-        losses = {cast(SetName, name): inverse_temperature for name in ("raw", *names)}
-        units = _places(self.machine, space)
+        grouping = self.measured.goal
+        names = [cast(SetName, f"fisher.{number}.{draw}") for draw in range(draws or self.draws)]
+        # Not "calibrated", of which sketches would be taken. Sets whose names begin with "fisher" draw labels.
+        losses: dict[SetName, float] = dict.fromkeys(("raw", *names), inverse_temperature)
+        units = FactorSpace(space.checkpoint, machine.layout, space.vectors).units
         rows = {name: np.zeros((len(grouping.coarse.weights), space.size + 1)) for name in losses}
         with overlaid(space.values(at), self.parameters):
             for place, group in enumerate(self.groups):
-                found = self.machine.measure(group, losses, number=place, half=0, factor=0.0)
-                for name in losses:
-                    row = rows[name][grouping.merged[place]]
-                    row[:-1] += found.units[name][units]
-                    row[-1] += found.temperature[name]
+                found = machine.measure(group, losses, number=place, half=0, factor=0.0)
+                for name, row in rows.items():
+                    row[grouping.merged[place], :-1] += found.units[name][units]
+                    row[grouping.merged[place], -1] += found.temperature[name]
                 tell(group.tokens)
-        return Point(rows[cast(SetName, "raw")], np.array([rows[cast(SetName, name)] for name in names]))
-
-
-def _places(machine: Machine, space: FactorSpace) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """[n]: the units of the machine's own layout, which may hold fewer tensors than the evidence's."""
-    if machine.layout is space.layout:
-        return space.units
-    return FactorSpace(space.checkpoint, machine.layout, space.vectors).units
+        return Point(rows["raw"], np.array([rows[name] for name in names]))

@@ -50,6 +50,9 @@ class Machine:
         watched = {id(parameter) for parameter in self.parameters.values()}
         for parameter in self.model.parameters():
             parameter.requires_grad_(id(parameter) in watched)
+        # torch keeps gradients from the row of the padding token, which may stand in a text as another token does.
+        # Padding itself comes last and is attended to by nothing, so it adds none.
+        self.model.get_input_embeddings().padding_idx = None
         self.reduction = Reduction(self.parameters, self.layout, seed=self.seed)
 
     @property

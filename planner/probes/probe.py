@@ -41,7 +41,7 @@ from planner.plan import CheckpointRef
 from planner.probes.accumulation import Accumulation
 from planner.probes.device import chosen_device, chosen_dtype
 from planner.probes.measuring import Machine, best_temperature
-from planner.probes.reduction import SKETCH_RANK, direction_of
+from planner.probes.reduction import SKETCH_COLUMNS, SKETCH_RANK, direction_of
 from planner.probes.tasks import (
     Group,
     Source,
@@ -356,7 +356,7 @@ def _directions(machine: Machine, kept: Accumulation) -> dict[str, list[Directio
         sums = [(outer.sum(axis=0), inner.sum(axis=0))]
         if len(kept.goal.weights) > 1:
             sums += [(outer[half], inner[half]) for half in (0, 1)]
-        found[name] = [Direction(*direction_of(y, z, left, rank=SKETCH_RANK)) for y, z in sums]
+        found[name] = [Direction(*direction_of(y, z, left, rank=SKETCH_COLUMNS)) for y, z in sums]
     return found
 
 

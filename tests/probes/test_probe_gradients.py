@@ -11,7 +11,18 @@ pytest.importorskip("transformers")
 
 import numpy as np
 import torch
-from probing import INVENTORY, STORIES, TINY_MODEL, central, changed, documents, double_machine, loss, measured_rows
+from probing import (
+    INVENTORY,
+    STORIES,
+    TINY_MODEL,
+    central,
+    changed,
+    documents,
+    double_machine,
+    loss,
+    measured_rows,
+    written,
+)
 
 from planner.architecture import map_of
 from planner.checkpoint import open_checkpoint
@@ -182,3 +193,23 @@ def test_padding_and_batches_change_nothing() -> None:
         machine().batch_tokens = whole
     for which in LOSSES:
         np.testing.assert_allclose(again.tensors(which), rows.tensors(which), rtol=1e-9, atol=1e-9)
+
+
+def test_the_padding_token_is_a_token_where_it_stands_in_a_text() -> None:
+    """torch gives its row no gradient by itself."""
+    padded = double_machine(written("llama"))
+    assert padded.model.config.pad_token_id == 0
+    group = Group([Sequences(((3, 0, 9, 0, 5),), (1,)), Sequences(((3, 8),), (1,))])
+    rows = measured_rows(padded, group, {"raw": 1.0})
+    parameter = padded.parameters["model.embed_tokens.weight"]
+    weights = parameter.detach().clone()
+    factor = torch.zeros(64, 1, dtype=torch.float64)
+    factor[0] = 1.0
+
+    def at(t: float) -> float:
+        with changed(parameter, weights * torch.exp(t * factor)):
+            return loss(padded, [group])
+
+    found = rows.units["raw"][padded.layout.places["model.embed_tokens.weight"].rows]
+    assert found[0] == pytest.approx(central(at), rel=1e-5)
+    assert np.flatnonzero(found).tolist() == [0, 3, 9]
