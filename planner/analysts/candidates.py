@@ -2,43 +2,57 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
-from planner.analysts.base import Brief
 from planner.architecture import ModelMap
 from planner.checkpoint import Checkpoint
 from planner.dtypes import float_dtype
 from planner.evidence import Measured
+from planner.evidence.measured import Floats
 from planner.plan import Policy
 from planner.probes.factor_space import FactorSpace, FactorVector
 from planner.probes.natural_steps import LARGEST_LOG
-from planner.evidence.measured import Floats
+from planner.profile import Profile
 
-__all__ = ["Limit", "candidate_space"]
+__all__ = ["candidate_space", "limit_by"]
 
 _NOTHING = 1e-6
-_MOST_FACTORS = 2**22
 
 
 def candidate_space(checkpoint: Checkpoint, model: ModelMap, measured: Measured, policy: Policy) -> FactorSpace:
-    """A factor for each output of every matrix (neuron, head channel, token) and each element of every vector.
+    """A factor for each output of every matrix (neuron, head's channel, token) and each element of every vector.
 
-    Left out are tensors that the policy protects, those whose factors the loss and the model's own predictions do not
-    feel at all, and stored copies of a tied tensor, which get the factors of the one that was measured.
+    Left out are tensors that the policy protects, those whose factors neither the loss nor the model's own predictions
+    feel, and stored copies of a tied tensor, which take the factors of the one that was measured.
     """
     strongest = _strongest(measured)
     most = max(strongest.values(), default=0.0)
     copies = _copies(checkpoint, model)
     vectors = []
     for name in measured.layout.shapes:
-        names = (name, *(other for other in copies.get(name, ()) if other != name))
-        felt = strongest[name] > _NOTHING * most
-        known = all(float_dtype(checkpoint.tensors[each].dtype) for each in names if each in checkpoint.tensors)
-        if felt and known and not any(policy.protects(each) for each in names):
+        names = (name, *(other for other in copies if other != name and name in copies))
+        known = all(float_dtype(checkpoint.tensors[each].dtype) for each in names)
+        if known and strongest[name] > _NOTHING * most and not any(policy.protects(each) for each in names):
             vectors.append(FactorVector(name, _axis(name, model, measured), names[1:]))
     return FactorSpace(checkpoint, measured.layout, tuple(vectors))
+
+
+def limit_by(policy: Policy, profile: Profile) -> Callable[[FactorSpace, Floats], Floats]:
+    """What brings a point back into the policy's limits on relative changes, and every factor between 1/3 and 3."""
+    norm = float(np.sqrt(sum(tensor.l2_norm**2 for tensor in profile.tensors if tensor.l2_norm is not None)))
+
+    def limit(space: FactorSpace, at: Floats) -> Floats:
+        return space.within(
+            np.clip(at, -LARGEST_LOG, LARGEST_LOG),
+            each=policy.largest_relative_change,
+            total=policy.largest_total_change,
+            norm=norm,
+        )
+
+    return limit
 
 
 def _strongest(measured: Measured) -> dict[str, float]:
@@ -51,13 +65,14 @@ def _strongest(measured: Measured) -> dict[str, float]:
     }
 
 
-def _axis(name: str, model: ModelMap, measured: Measured) -> str: ...
+def _axis(name: str, model: ModelMap, measured: Measured) -> Literal["rows", "columns"]:
+    """The outputs of a linear map; of a vector, its elements."""
+    parameter = model.parameters.get(name)
+    outputs_across = parameter is not None and parameter.transposed
+    return "columns" if measured.layout.shapes[name][0] == 1 or outputs_across else "rows"
 
 
-def _copies(checkpoint: Checkpoint, model: ModelMap) -> dict[str, tuple[str, ...]]:
+def _copies(checkpoint: Checkpoint, model: ModelMap) -> tuple[str, ...]:
     """Embedding and head where they are tied and both are stored."""
-    pair = (model.embedding, model.head)
-    if not model.tied or None in pair or any(name not in checkpoint.tensors for name in pair) or pair[0] == pair[1]:
-        return {}
-    names = tuple(name for name in pair if name)
-    return {name: names for name in names}
+    pair = {name for name in (model.embedding, model.head) if name in checkpoint.tensors and name}
+    return tuple(sorted(pair)) if model.tied and len(pair) > 1 else ()

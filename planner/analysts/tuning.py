@@ -21,7 +21,7 @@ from planner.evidence.measured import Floats
 from planner.probes.descent import Descent
 from planner.probes.factor_space import FactorSpace
 
-__all__ = ["Candidate", "Tuned", "Tuning", "objective_of", "tuned_metrics"]
+__all__ = ["Candidate", "Tuned", "Tuning", "counted", "objective_of", "refused_by", "tuned_metrics"]
 
 _STRENGTHS = (0.85, 1.15, 0.7, 1.3)
 _PATIENCE = 2
@@ -129,7 +129,7 @@ class Tuning:
     def _walk(self, descent: Descent, space: FactorSpace) -> None:
         kept = min(len(_STRENGTHS), self.budget // 3)
         waiting = 0
-        with closing(descent.walk(space, tell=_counted(self.tell, "measuring sensitivities", descent.tokens))) as walk:
+        with closing(descent.walk(space, tell=counted(self.tell, "measuring sensitivities", descent.tokens))) as walk:
             for number, waypoint in enumerate(walk, start=1):
                 before = self.best
                 self.measure(space, waypoint.at, steps=number, strength=1.0)
@@ -181,7 +181,7 @@ class Tuning:
         at = self.limit(space, at)
         asked = any(gate.rule == "max_drift" for gate in self.suite.gates)
         what = f"evaluation {self.scorer.spent + 1} of at most {self.budget}"
-        score = self.scorer.score(space.values(at), drift=asked, step=_counted(self.tell, what, self.scorer.tokens))
+        score = self.scorer.score(space.values(at), drift=asked, step=counted(self.tell, what, self.scorer.tokens))
         objective = score.metrics[objective_of(self.suite).name]
         if objective.raw is None or objective.calibrated is None:
             self.broken += 1
@@ -224,7 +224,7 @@ def refused_by(suite: Suite, score: Score) -> str | None:
     return None
 
 
-def _counted(tell: Tell, what: str, total: int) -> Callable[[int], None]:
+def counted(tell: Tell, what: str, total: int) -> Callable[[int], None]:
     """Tokens as they are told, added up; anew from 0 when all are done."""
     done = 0
 

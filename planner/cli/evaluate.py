@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from planner.cli.check import EvidenceOption
 from planner.cli.given import Json, ModelArgument
 
 if TYPE_CHECKING:
     from planner.cli.console import Screen
-    from planner.evaluation import Calibrated, Controls, Evaluation, MetricResult
+    from planner.evaluation import Calibrated, Controls, Evaluation, Foretold, MetricResult
 
 
 def command(
@@ -25,6 +26,7 @@ def command(
     controls: Annotated[
         int, typer.Option(min=0, max=1000, help="Random plans of the same strengths to compare with; 0 for none.")
     ] = 39,
+    evidence: EvidenceOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Of resampling, permutations and random plans.")] = 0,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the evaluation here.")] = None,
     as_json: Json = False,
@@ -34,17 +36,21 @@ def command(
     from planner.cli.console import Screen
     from planner.cli.given import checkpoint_at, profiled
     from planner.cli.origin import by_ledger, by_plan
-    from planner.errors import GateRefused
-    from planner.evaluation import Side, evaluate, load_suite
+    from planner.effects import known_evidence
+    from planner.errors import EvidenceUnusable, GateRefused
+    from planner.evaluation import Side, evaluate, load_suite, with_foretold
 
     screen = Screen(as_json=as_json)
     if out:
         fsio.require_folder_of(out)
     loaded = load_suite(suite)
+    known = known_evidence(evidence) if evidence else None
     before, after = checkpoint_at(baseline), checkpoint_at(model)
     sides = [Side(name=c.name, fingerprint=profiled(c, screen).fingerprint) for c in (before, after)]
     first, second = (str(side.fingerprint) for side in sides)
     wanted = by_plan(plan, first, controls) if plan else by_ledger(after.path, first, second, controls)
+    if known and known[0].checkpoint.fingerprint != first:
+        raise EvidenceUnusable(f"{evidence} was measured on other weights than the baseline's", hint="planner probe")
     with screen.progress("loading both models, then evaluating by tokens", unit="tokens") as bar:
         found = evaluate(
             before.path,
@@ -56,6 +62,8 @@ def command(
             baseline_side=sides[0],
             candidate_side=sides[1],
         )
+    if known and wanted.modifications:
+        found = with_foretold(found, loaded, before, wanted.modifications, wanted.folder, known)
     if out:
         fsio.replace_file(out, found.model_dump_json(indent=2).encode() + b"\n")
         screen.say(f"wrote {out}")
@@ -78,6 +86,8 @@ def show_evaluation(found: Evaluation, screen: Screen) -> None:
     screen.show("nats per token, lower is better; calibrated: each side at its own best logit temperature")
     screen.show(f"a verdict asks for p < {LEVEL:g}, adjusted for several metrics, and a difference of {RESOLUTION:g}")
     _show_controls(found.controls, screen)
+    if found.foretold:
+        _show_foretold(found.foretold, screen)
     drift = found.drift
     kl = "not finite" if drift.kl_mean is None else f"{drift.kl_mean:.3g} nats a token"
     screen.show(f"drift on {drift.text}: KL {kl}, the same most likely token at {drift.top1_agreement:.2%}")
@@ -104,6 +114,22 @@ def _show_controls(found: Controls, screen: Screen) -> None:
     if found.noise_floor is not None:
         floor = found.noise_floor
         screen.show(f"noise floor: {floor.mean:.1g} nats a token; {floor.document:.1g} on one document")
+
+
+def _show_foretold(found: Foretold, screen: Screen) -> None:
+    where = "" if found.same_text else ", which is not the text of the evidence"
+    screen.show(f"predicted, and measured on {found.metric}{where}:")
+    for name, predicted, measured in (
+        ("raw", found.raw, found.measured_raw),
+        ("calibrated", found.calibrated, found.measured_calibrated),
+    ):
+        error = "" if predicted.se is None else f" ± {predicted.se:.2g}"
+        came = "not finite" if measured is None else f"{measured:+.5f}"
+        screen.show(f"    {name:<10}  {predicted.difference:+.5f}{error}  came out {came}")
+    came = "not finite" if found.measured_drift is None else f"{found.measured_drift:.3g}"
+    screen.show(f"    {'drift':<10}  {found.drift:.3g}  came out {came}")
+    if not found.trusted:
+        screen.prose(f"it was not to be trusted: {found.why}", indent=4)
 
 
 def _compared(side: MetricResult | Calibrated) -> str:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from planner.evaluation.controls import Wanted
 from planner.evaluation.evaluate import Progress, evaluate
+from planner.evaluation.foretold import with_foretold
 from planner.evaluation.gates import judge
 from planner.evaluation.report import (
     Calibrated,
     Controls,
     DriftResult,
     Evaluation,
+    Foretold,
     GateResult,
     MetricResult,
     NoiseFloor,
@@ -34,6 +36,7 @@ __all__ = [
     "Drift",
     "DriftResult",
     "Evaluation",
+    "Foretold",
     "Gate",
     "GateResult",
     "Metric",
@@ -57,4 +60,5 @@ __all__ = [
     "judge",
     "load_suite",
     "suite_of",
+    "with_foretold",
 ]

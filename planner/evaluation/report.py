@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
+from planner.evidence.prediction import PredictedChange
 from planner.records import Record
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Controls",
     "DriftResult",
     "Evaluation",
+    "Foretold",
     "GateResult",
     "MetricResult",
     "NoiseFloor",
@@ -257,6 +259,33 @@ class GateResult(Record):
     """The numbers it was decided by, in words."""
 
 
+class Foretold(Record):
+    """What the evidence predicted of the plan that made the candidate, beside what was measured."""
+
+    evidence: str
+    """The id of the evidence."""
+    metric: str
+    """The metric it is compared with."""
+    same_text: bool
+    """Whether that metric's text is the evidence's goal text; on another one the prediction was never for it."""
+    raw: PredictedChange
+    """Predicted change of the loss."""
+    measured_raw: float | None
+    """Measured change of the loss; null where it is not finite."""
+    calibrated: PredictedChange
+    """Predicted change of the calibrated loss."""
+    measured_calibrated: float | None
+    """Measured change of the calibrated loss."""
+    drift: float
+    """Predicted KL divergence, nats per token, on the evidence's drift text."""
+    measured_drift: float | None
+    """Measured KL divergence on the suite's drift text."""
+    trusted: bool
+    """Whether the plan stays where such predictions were found to hold."""
+    why: str
+    """Why, or why not."""
+
+
 class Evaluation(Record):
     """A candidate compared with its baseline."""
 
@@ -284,6 +313,8 @@ class Evaluation(Record):
     """Distance of the predictions."""
     controls: Controls
     """What the first decisive metric is compared with beside the baseline."""
+    foretold: Foretold | None = None
+    """What the evidence predicted; null without evidence, or where the plan is not known."""
     gates: tuple[GateResult, ...]
     """In the order of the suite."""
     accepted: bool

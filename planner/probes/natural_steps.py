@@ -21,7 +21,7 @@ from planner.evidence import Grouping
 from planner.evidence.measured import Floats
 from planner.evidence.quadratic import natural_step
 
-__all__ = ["DriftPenalty", "Point", "Step", "leave_one_out", "next_step", "parts_of"]
+__all__ = ["DriftPenalty", "Point", "Step", "leave_one_out", "leave_one_out_of_step", "next_step", "parts_of"]
 
 PARTS = 5
 """Parts of the documents: the more, the nearer are those that choose to all of them."""
@@ -76,6 +76,8 @@ class Step:
     """[n]: what to add to the logs of the factors."""
     temperature: float
     """What to add to log b."""
+    length: float
+    """Of the full natural-gradient step, how much is taken."""
     gain: float
     """Predicted fall of the loss (penalty included) on documents that did not choose it, nats."""
     by_part: Floats
@@ -135,6 +137,7 @@ def next_step(points: Sequence[Point], goal: Grouping, penalty: DriftPenalty | N
     return Step(
         move=move,
         temperature=float(np.clip(temperature, -LARGEST_TEMPERATURE_STEP, LARGEST_TEMPERATURE_STEP)),
+        length=length,
         gain=length * slope - 0.5 * length**2 * bend,
         by_part=length * np.array(judged),
     )
@@ -151,6 +154,28 @@ def leave_one_out(point: Point, goal: Grouping, at: Floats, slices: Sequence[sli
         along = local.scores[:, part] @ at[part]
         found.append(float(-(local.gradient[part] @ at[part]) + 0.5 * (along @ along)))
     return np.array(found)
+
+
+def leave_one_out_of_step(point: Point, goal: Grouping, slices: Sequence[slice]) -> Floats:
+    """[slices]: as `leave_one_out`, at the end of the first step, from its start alone.
+
+    `point` was measured at 0. Each part of the documents judges the step that the others take.
+    """
+    parts = parts_of(goal)
+    nowhere = np.zeros(point.gradient.shape[1] - 1)
+    step = next_step([point], goal, None, nowhere)
+    missed = np.zeros(len(slices))
+    if step is None:
+        return missed
+    for number in range(int(parts.max()) + 1):
+        theirs = _local([point], goal, parts != number, None, None, nowhere)
+        mine = _local([point], goal, parts == number, None, None, nowhere)
+        move = step.length * natural_step(theirs.gradient, theirs.scores, DAMPING)
+        slope = mine.gradient + mine.scores.T @ (mine.scores @ move)
+        for place, part in enumerate(slices):
+            along = mine.scores[:, part] @ move[part]
+            missed[place] += -(slope[part] @ move[part]) + 0.5 * (along @ along)
+    return missed
 
 
 def _local(

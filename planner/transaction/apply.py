@@ -22,6 +22,7 @@ from planner.plan import Modification, Plan, Policy, approved, write_plan
 from planner.profile import Profile, histograms_of, profile_of
 from planner.transaction.edits import edits_of
 from planner.transaction.history import copy_patch
+from planner.transaction.kept_arrays import keep_arrays
 from planner.transaction.ledger import (
     PLAN,
     RECEIPT,
@@ -108,6 +109,7 @@ def apply_plan(
                 UndoData(patch_folder(stage, number)), work.originals(written), arrays.residuals, work.codings
             )
             after = proven(checkpoint, stage, written, undone=undone, progress=told.step("verifying"))
+            keep_arrays(report, folder, patch_folder(stage, number))
             receipt = _record(plan, modifications, work, stage, ledger, number, written, after, arrays, by=by, out=out)
             (swap_in if out is None else publish)(stage, final)
     return receipt

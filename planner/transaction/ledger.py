@@ -3,6 +3,7 @@
     .planner/ledger.json                        history, and what every file must be now
     .planner/patches/0001/plan.json             the plan as it was reviewed
     .planner/patches/0001/receipt.json          what it did
+    .planner/patches/0001/NAME.safetensors      arrays that the plan reads, if they lay beside it
     .planner/patches/0001/undo.safetensors      what it destroyed, and more such files beside it (`undo`);
                                                 removed once it is reverted
 

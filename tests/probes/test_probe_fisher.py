@@ -40,9 +40,9 @@ def machine() -> Machine:
 
 
 TEXT = Sequences((IDS,), (1,))
-QUESTION = Sequences(((*IDS[:4], 7, 8), (*IDS[:4], 9), (*IDS[:4], 30)), (4, 4, 4), answer=1)
+QUESTION = Sequences(((*IDS[:4], 7, 8), (*IDS[:4], 9, 1), (*IDS[:4], 30, 31)), (4, 4, 4), answer=1)
 # So hot that no choice is rare: what is seldom drawn takes many draws to average out.
-INVERSE = {TEXT: 0.7, QUESTION: 0.03}
+INVERSE = {TEXT: 0.7, QUESTION: 0.1}
 
 
 def logits_of(item: Sequences) -> torch.Tensor:
