@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from planner.analysts.base import Analyst, Brief
-from planner.analysts.choice import AnalystChoice, propose_to, transcript_path
+from planner.analysts.choice import AnalystChoice, factors_path, propose_to, transcript_path
 from planner.analysts.llm import LLMAnalyst
+from planner.analysts.measured import MeasuredAnalyst, Study
 from planner.analysts.rules import RulesAnalyst
 from planner.analysts.transcript import Transcript
 
@@ -13,8 +14,11 @@ __all__ = [
     "AnalystChoice",
     "Brief",
     "LLMAnalyst",
+    "MeasuredAnalyst",
     "RulesAnalyst",
+    "Study",
     "Transcript",
+    "factors_path",
     "propose_to",
     "transcript_path",
 ]

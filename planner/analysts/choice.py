@@ -11,19 +11,21 @@ from pydantic import Field, model_validator
 from planner import fsio
 from planner.analysts.base import Brief
 from planner.analysts.llm import LLMAnalyst
+from planner.analysts.measured import MeasuredAnalyst, Study, Tell
 from planner.analysts.rules import RulesAnalyst
+from planner.errors import NoValidPlan
 from planner.llm import client_for, secrets_in
 from planner.plan import Plan, write_plan
 from planner.records import Record
 
-__all__ = ["AnalystChoice", "propose_to", "transcript_path"]
+__all__ = ["AnalystChoice", "factors_path", "propose_to", "transcript_path"]
 
 
 class AnalystChoice(Record):
     """Who writes the plan, and how a language model is asked."""
 
     kind: Literal["rules", "llm"] = "rules"
-    """rules: the built-in ones, from the profile alone. llm: a language model."""
+    """rules: the built-in ones, from the profile alone or from evidence. llm: a language model."""
     llm: str | None = None
     """The language model: NAME, or PROVIDER/NAME."""
     base_url: str | None = None
@@ -53,19 +55,54 @@ def transcript_path(plan: Path) -> Path:
     return next(free, plan.with_suffix(names[-1]))
 
 
+def factors_path(plan: Path) -> Path:
+    """Where the factors of a plan go that has vectors of them: plan.factors.safetensors."""
+    return plan.with_name(f"{plan.stem}.factors.safetensors")
+
+
 def propose_to(
-    out: Path, brief: Brief, choice: AnalystChoice, *, environment: Mapping[str, str], tell: Callable[[str], None]
+    out: Path,
+    brief: Brief,
+    choice: AnalystChoice,
+    *,
+    environment: Mapping[str, str],
+    tell: Callable[[str], None],
+    study: Study | None = None,
+    progress: Tell | None = None,
 ) -> Plan:
     """Ask the chosen analyst and write its plan to `out`; the transcript is written whatever becomes of it.
 
-    Raises an `AnalystFailed`, or what `client_for` raises before anything is sent.
+    With a `study` the rules work from evidence, and the factors of the plan are written beside it. Raises an
+    `AnalystFailed`, what `client_for` raises before anything is sent, or what `MeasuredAnalyst` raises.
     """
+    if study is not None:
+        return _from_evidence(out, brief, study, progress=progress)
     if choice.kind == "rules":
         plan = RulesAnalyst().propose(brief)
     else:
         plan = _from_model(out, brief, choice, environment=environment, tell=tell)
     fsio.replace_file(out, write_plan(plan))
     return plan
+
+
+def _from_evidence(out: Path, brief: Brief, study: Study, *, progress: Tell | None) -> Plan:
+    """The factors first, because the plan names their digest; without the plan they do not stay."""
+    factors = factors_path(out)
+    proposal = MeasuredAnalyst(study, tell=progress).propose(brief, arrays_file=factors.name)
+    if proposal.arrays is not None:
+        fsio.replace_file(factors, proposal.arrays)
+    try:
+        if problems := brief.check(proposal.plan).problems:
+            raise NoValidPlan(
+                f"the plan that the rules made from the evidence is refused: {problems[0].message}",
+                problems=tuple(map(str, problems)),
+                hint="allow more in the policy, or protect the tensors that are named",
+            )
+        fsio.replace_file(out, write_plan(proposal.plan))
+    except BaseException:
+        fsio.remove_file(factors)
+        raise
+    return proposal.plan
 
 
 def _from_model(

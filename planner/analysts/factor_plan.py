@@ -1,4 +1,4 @@
-"""From a point in the space of factors to the modifications of a plan, each with its numbers in words, and their file."""
+"""From a point in the space of factors to the modifications of a plan, their numbers in words, and their file."""
 
 from __future__ import annotations
 
@@ -75,9 +75,8 @@ class FactorPlan:
         from safetensors.numpy import save
 
         space, at = self.found.space, self.found.at
-        return save(
-            {vector.tensor: space.factors(vector.tensor, at) for vector in self.vectors}, metadata=dict(metadata)
-        )
+        vectors = {vector.tensor: space.factors(vector.tensor, at) for vector in self.vectors}
+        return save(vectors, metadata=dict(metadata))
 
     def modifications(self, file: str, arrays: bytes) -> tuple[Modification, ...]:
         """One for each tensor; `arrays` is the content of `file`, which is to lie beside the plan."""
@@ -90,7 +89,7 @@ class FactorPlan:
                 operation=Scale(factor=Factors(file=file, array=vector.tensor, axis=vector.axis, digest=digest)),
                 reasoning=self._reasoning(vector)[:_LONGEST_REASON],
                 confidence=self._confidence(vector),
-                expected_impact=self._impact(vector, alone[vector.tensor]),
+                expected_impact=self._impact(alone[vector.tensor]),
                 evidence=self._cited(vector),
             )
             for number, vector in enumerate(self.vectors, start=1)
@@ -121,11 +120,7 @@ class FactorPlan:
         gain = sensitivity.by_row if vector.axis == "rows" else sensitivity.by_column
         agreeing, parts = self._agreement(vector)
         change = self.found.space.relative_changes(self.found.at)[vector.tensor]
-        largest = "; ".join(
-            f"{place} × {np.exp(logs[place]):.3f}"
-            + (f" ({word})" if (word := self._words.get((vector.tensor, place))) else "")
-            for place in self._largest(vector)
-        )
+        largest = "; ".join(self._row(vector, place) for place in self._largest(vector))
         return (
             f"One factor for all of it changes the calibrated loss by {scale.calibrated:+.3g} nats per unit of its "
             f"log{error}; a factor for each {each} is worth {gain:.2g} nats by itself, judged on documents that did "
@@ -135,7 +130,11 @@ class FactorPlan:
             f"logs) and change the tensor by {change:.1%} of its norm. Largest {each}s: {largest}."
         )
 
-    def _impact(self, vector: FactorVector, alone: PredictedModification) -> str:
+    def _row(self, vector: FactorVector, place: int) -> str:
+        word = self._words.get((vector.tensor, place))
+        return f"{place} times {np.exp(self._logs(vector)[place]):.3f}" + (f" ({word})" if word else "")
+
+    def _impact(self, alone: PredictedModification) -> str:
         calibrated = alone.calibrated
         error = "" if calibrated.se is None else f" ± {calibrated.se:.1g}"
         return (
@@ -144,7 +143,7 @@ class FactorPlan:
         )
 
     def _agreement(self, vector: FactorVector) -> tuple[int, int]:
-        """Parts of the documents by which the first step's factors of this tensor help, and how many parts there are."""
+        """Parts of the documents that say that the first step's factors of this tensor help, and how many there are."""
         slopes = self.found.step.by_part[:, self.found.space.slices[vector.tensor]].sum(axis=1)
         return int((slopes > 0).sum()), len(slopes)
 

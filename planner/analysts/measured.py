@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from planner.analysts.base import Brief
+from planner.analysts.base import Brief, drafted
 from planner.analysts.candidates import candidate_space, limit_by
 from planner.analysts.factor_plan import FactorPlan, Found
 from planner.analysts.goal_text import documents_of, goal_groups
@@ -25,14 +25,14 @@ from planner.analysts.notes import (
     one_step_note,
     tuned_note,
 )
-from planner.analysts.tuning import Tuning, objective_of, tuned_metrics
+from planner.analysts.tuning import Tuning, counted, objective_of, tuned_metrics
 from planner.architecture import ModelMap, map_of
 from planner.checkpoint import Checkpoint
 from planner.errors import EvidenceUnusable
 from planner.evaluation import Suite
 from planner.evidence import EvidenceFile, Measured
 from planner.evidence.prediction import LARGEST_DRIFT
-from planner.plan import Plan
+from planner.plan import AnalystRecord, EvidenceRef, Plan
 from planner.probes.descent import SMALLEST_GAIN, Descent, evidence_point, neutral_text
 from planner.probes.factor_space import FactorSpace
 from planner.probes.natural_steps import Step, leave_one_out_of_step, next_step
@@ -175,7 +175,7 @@ class MeasuredAnalyst:
             tuned = Tuning(scorer, suite, study.budget, limit, self._tell).search(descent, kept)
         step = self._step(kept)
         if tuned.best is None or not tuned.significant or step is None:
-            return no_gain_note(study.evidence, suite, tuned, study.budget, self._drift_weight)
+            return no_gain_note(suite, tuned, study.budget, self._drift_weight)
         own = documents_of(study.evidence, study.path)
         shared = sum(document in own for document in suite.documents(objective_of(suite).text))
         return Found(kept, tuned.best.at, step, self._drift_weight, tuned=tuned, suite=suite, shared=shared)

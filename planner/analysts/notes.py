@@ -54,7 +54,7 @@ def no_step_note(evidence: EvidenceFile, step: Step | None) -> str:
     return f"no calibrated gain was found in the evidence of {evidence.groups} groups of documents: {why}"
 
 
-def no_gain_note(evidence: EvidenceFile, suite: Suite, tuned: Tuned, budget: int, drift_weight: float) -> str:
+def no_gain_note(suite: Suite, tuned: Tuned, budget: int, drift_weight: float) -> str:
     """Tuning found nothing that counts."""
     name = objective_of(suite).name
     spent = f"{tuned.evaluations} of {budget} evaluations of {suite.name} were spent (drift weight {drift_weight:g})"
@@ -71,7 +71,10 @@ def no_gain_note(evidence: EvidenceFile, suite: Suite, tuned: Tuned, budget: int
         )
     numbers = _difference(tuned.best.calibration.comparison)
     adjusted = f", p = {tuned.p_holm:.3g} adjusted for {len(tuned.candidates)} candidates" if tuned.p_holm else ""
-    return f"no calibrated gain was found: the best point changes the calibrated loss of {name} by {numbers}{adjusted}; {spent}"
+    return (
+        f"no calibrated gain was found: the best point changes the calibrated loss of {name} by {numbers}{adjusted}; "
+        f"{spent}"
+    )
 
 
 def one_step_note(found: Found, prediction: Prediction, evidence: EvidenceFile, count: int) -> str:
@@ -106,9 +109,9 @@ def tuned_note(found: Found, prediction: Prediction, budget: int, count: int) ->
         f"{best.steps} natural-gradient step{'s' if best.steps > 1 else ''} over {count} tensors, strength "
         f"{best.strength:g}; {tuned.evaluations} of {budget} evaluations of {suite.name} were spent. On it, "
         f"{objective_of(suite).name}: calibrated {_difference(best.calibration.comparison)}, p = "
-        f"{best.calibration.comparison.p_value:.2g}{p_holm}; raw {_difference(best.raw)}; best temperature {before:.3g} "
-        f"before, {after:.3g} after. Drift {drift} nats per token; drift weight {found.drift_weight:g}.{shared} The "
-        "strength was chosen on these documents: evaluate the result on others."
+        f"{best.calibration.comparison.p_value:.2g}{p_holm}; raw {_difference(best.raw)}; best temperature "
+        f"{before:.3g} before, {after:.3g} after. Drift {drift} nats per token; drift weight "
+        f"{found.drift_weight:g}.{shared} The strength was chosen on these documents: evaluate the result on others."
     )
 
 

@@ -8,8 +8,7 @@ from typing import Literal
 from planner.architecture import ModelMap
 from planner.checkpoint import Checkpoint, TokensUnresolved, find_tokens
 from planner.plain_text import plain
-from planner.probes.unit_vectors import Unit
-from planner.probes.words import UnitWords, words_of
+from planner.words import Unit, UnitWords, words_of
 
 __all__ = ["row_words"]
 
@@ -21,8 +20,7 @@ _LONGEST = 24
 def row_words(
     checkpoint: Checkpoint, model: ModelMap, rows: Mapping[str, tuple[Axis, Sequence[int]]]
 ) -> dict[tuple[str, int], str]:
-    """By tensor and row (or column), a few words for those of which any are known: a token's text, what a neuron or head
-    promotes.
+    """By tensor and row (or column): a token's text, what a neuron or head promotes; nothing where nothing is known.
 
     Reads the weights as they are, over the direct path alone.
     """

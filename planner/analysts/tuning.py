@@ -23,7 +23,9 @@ from planner.probes.factor_space import FactorSpace
 
 __all__ = ["Candidate", "Tuned", "Tuning", "counted", "objective_of", "refused_by", "tuned_metrics"]
 
-_STRENGTHS = (0.85, 1.15, 0.7, 1.3)
+_SHORTER = 0.85
+_STRENGTHS_EACH_WAY = 4
+_KEPT_FOR_STRENGTHS = 4
 _PATIENCE = 2
 _SHRINK = 0.6
 _NEAR_THE_LIMIT = 0.95
@@ -127,7 +129,7 @@ class Tuning:
         return self.budget - self.scorer.spent
 
     def _walk(self, descent: Descent, space: FactorSpace) -> None:
-        kept = min(len(_STRENGTHS), self.budget // 3)
+        kept = min(_KEPT_FOR_STRENGTHS, self.budget // 3)
         waiting = 0
         with closing(descent.walk(space, tell=counted(self.tell, "measuring sensitivities", descent.tokens))) as walk:
             for number, waypoint in enumerate(walk, start=1):
@@ -169,12 +171,20 @@ class Tuning:
                 high = middle
 
     def _strengths(self, space: FactorSpace) -> None:
-        best = self.best
-        assert best is not None, "it is asked for only where there is one"
-        for strength in _STRENGTHS:
-            if not self._left():
-                return
-            self.measure(space, strength * best.at, steps=best.steps, strength=strength)
+        """Shorter, then longer ones than the best, each as long as it helps."""
+        base = self.best
+        assert base is not None, "it is asked for only where there is one"
+        for ratio in (_SHORTER, 1 / _SHORTER):
+            strength = 1.0
+            for _ in range(_STRENGTHS_EACH_WAY):
+                if not self._left():
+                    return
+                strength *= ratio
+                tried = self.measure(space, strength * base.at, steps=base.steps, strength=strength)
+                if tried is not self.best:
+                    break
+            if self.best is not base:
+                return  # what is shorter helps: then what is longer does not
 
     def measure(self, space: FactorSpace, at: Floats, *, steps: int, strength: float) -> Candidate | None:
         """Spend one evaluation on a point; None where its loss is not finite."""

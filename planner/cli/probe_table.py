@@ -27,8 +27,9 @@ def show_evidence(evidence: EvidenceFile, screen: Screen, *, every: bool = False
     rows = [
         (
             tensor.name,
-            _with_error(tensor.scale.raw, tensor.scale.raw_se),
-            _with_error(tensor.scale.calibrated, tensor.scale.calibrated_se),
+            f"{tensor.scale.raw:+.1e}",
+            f"{tensor.scale.calibrated:+.1e}",
+            "-" if tensor.scale.calibrated_se is None else f"{tensor.scale.calibrated_se:.0e}",
             _factor(tensor.scale),
             f"{tensor.scale.gain:.1e}",
             f"{max(tensor.by_row, tensor.by_column):.1e}",
@@ -36,15 +37,16 @@ def show_evidence(evidence: EvidenceFile, screen: Screen, *, every: bool = False
         )
         for tensor in shown
     ]
-    headings = ("tensor", "raw ± se", "calibrated ± se", "best factor", "gain", "by row", "drift")
-    screen.table(headings, rows, left=1, spare=("raw ± se", "drift", "by row"))
+    headings = ("tensor", "raw", "calibrated", "± se", "factor", "gain", "by row", "drift")
+    screen.table(headings, rows, left=1, spare=("drift", "raw", "by row", "± se"))
     more = len(ordered) - len(shown)
     if more:
         screen.show(f"{more} more tensors with smaller gains (--all lists them)")
     screen.prose(
-        "raw, calibrated: d loss / d log of a factor on the whole tensor, without and with refitted temperature. "
-        "gain: nats that the best factor alone would take off the calibrated loss, predicted; by row: a factor for "
-        "each row or column, judged on documents that did not choose it. drift: twice the KL of a step of one.",
+        "raw, calibrated: d loss / d log of a factor on the whole tensor, without and with refitted temperature; "
+        "factor: the best one. gain: nats that this factor alone would take off the calibrated loss, predicted; by "
+        "row: a factor for each row or column, judged on documents that did not choose it. drift: twice the KL of a "
+        "step of one.",
         indent=0,
     )
     said = {(w.kind, w.layer, w.index, w.expert): sentence(w) for w in evidence.words}
@@ -68,8 +70,13 @@ def show_evidence(evidence: EvidenceFile, screen: Screen, *, every: bool = False
 def _objective(evidence: EvidenceFile, screen: Screen) -> None:
     goal = evidence.objective
     unit = "a question" if goal.kind == "choice" else "a token"
-    documents = ", ".join(f"{t.documents} of {t.file} ({t.role})" for t in evidence.texts)
-    screen.show(f"measured on {documents}")
+    roles: dict[tuple[int, str], list[str]] = {}
+    for text in evidence.texts:
+        roles.setdefault((text.documents, text.file), []).append(text.role)
+    screen.prose(
+        "measured on " + ", ".join(f"{count} of {file} ({', '.join(used)})" for (count, file), used in roles.items()),
+        indent=0,
+    )
     screen.show(
         f"loss {goal.loss:.4f} nats {unit}; {goal.calibrated_loss:.4f} at its best temperature, {goal.temperature:.3f}"
     )
@@ -82,9 +89,11 @@ def _objective(evidence: EvidenceFile, screen: Screen) -> None:
             f"{stability.sign_agreement:.0%} of the signs"
         )
     gauge = evidence.gauge
-    screen.show(
-        f"{gauge.tensors} tensors, whose scales are {gauge.independent} different edits"
-        + (", a change of temperature among them" if gauge.temperature_within else "")
+    screen.prose(
+        f"{gauge.tensors} tensors, whose scales are {'at least ' if gauge.independent == gauge.at_most else ''}"
+        f"{gauge.independent} different edits"
+        + (", a change of temperature among them" if gauge.temperature_within else ""),
+        indent=0,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,19 +35,38 @@ def command(
         float | None, typer.Option(min=0, help="Sampling temperature; by default none is sent.")
     ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for one answer, retries included.")] = 300,
+    evidence: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What `planner probe` measured: the rules then work from it.")
+    ] = None,
+    tune: Annotated[
+        Path | None,
+        typer.Option(metavar="SUITE", help="With --evidence: choose the strength by measuring on this suite."),
+    ] = None,
+    budget: Annotated[int, typer.Option(min=1, help="With --tune: evaluations of the suite at most.")] = 30,
+    most: Annotated[int, typer.Option(min=1, help="With --evidence: modifications at most.")] = 44,
+    drift_weight: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="With --evidence: how much a nat of drift counts against a nat of loss. "
+            "Default: 0; 3 where the suite has a gate not_worse or max_drift.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a plan: reasoned, confidence-scored modifications, checked against the checkpoint.
 
     The key of an endpoint comes from the environment: OPENAI_API_KEY, or PLANNER_API_KEY with --base-url.
     """
-    from planner.analysts import Brief, propose_to
+    from planner.analysts import Brief, Study, factors_path, propose_to
     from planner.cli.console import Screen
     from planner.cli.given import checkpoint_at, free_name, policy_at, profiled
-    from planner.effects import check
+    from planner.effects import check, known_evidence
+    from planner.evaluation import load_suite
     from planner.profile import histograms_of
 
     screen = Screen(as_json=as_json)
+    _require_together(evidence=evidence, tune=tune, drift_weight=drift_weight, llm=llm or base_url or analyst == "llm")
     choice = _choice(
         kind=analyst or ("llm" if llm or base_url else "rules"),
         llm=llm,
@@ -58,6 +78,10 @@ def command(
     )
     limits = policy_at(policy)
     free_name(out)
+    known = known_evidence(evidence) if evidence else None
+    suite = load_suite(tune) if tune else None
+    if known:
+        free_name(factors_path(out))
     checkpoint = checkpoint_at(model)
     profile = profiled(checkpoint, screen)
     kept = histograms_of(profile)
@@ -65,14 +89,44 @@ def command(
         goal=goal,
         profile=profile,
         policy=limits,
-        check=lambda plan: check(plan, checkpoint, profile, limits, folder=out.parent, histograms=kept),
+        check=lambda plan: check(plan, checkpoint, profile, limits, folder=out.parent, histograms=kept, evidence=known),
     )
-    plan = propose_to(out, brief, choice, environment=os.environ, tell=screen.say)
+    study = None
+    if evidence and known:
+        study = Study(
+            checkpoint=checkpoint,
+            path=evidence,
+            evidence=known[0],
+            measured=known[1],
+            suite=suite,
+            budget=budget,
+            most=most,
+            drift_weight=drift_weight,
+        )
+    with screen.progress("proposing", unit="tokens") if study else nullcontext() as bar:
+        plan = propose_to(
+            out,
+            brief,
+            choice,
+            environment=os.environ,
+            tell=screen.say,
+            study=study,
+            progress=bar.step if bar else None,
+        )
     screen.emit(plan)
     _print(plan, choice, screen)
-    screen.say(f"wrote {out}")
+    beside = f" and {factors_path(out).name}" if study and plan.modifications else ""
+    screen.say(f"wrote {out}{beside}")
     if plan.modifications:
         screen.say(f"next: planner check {out} --model {model}")
+
+
+def _require_together(*, evidence: Path | None, tune: Path | None, drift_weight: float | None, llm: object) -> None:
+    if evidence and llm:
+        raise UsageError("--evidence is for the rules, not for a language model", hint="leave out --llm and --base-url")
+    if not evidence and (tune or drift_weight is not None):
+        option = "--tune" if tune else "--drift-weight"
+        raise UsageError(f"{option} needs --evidence", hint="measure it with planner probe")
 
 
 def _choice(**given: object) -> AnalystChoice:

@@ -15,7 +15,7 @@ from planner.edits import ModificationEdits, PlanEdits, Surroundings, Unresolved
 from planner.edits.surroundings import surroundings_of
 from planner.effects import problems as found_in
 from planner.effects.changes import Change, change_of
-from planner.effects.predicted import Known, evidence_beside, prediction_of
+from planner.effects.predicted import Known, evidence_beside, fitted_to, prediction_of
 from planner.effects.preview import preview
 from planner.effects.types import CheckedModification, CheckedTensor, CheckReport, Preview, Standing
 from planner.effects.verdicts import Judge, Verdict
@@ -113,7 +113,7 @@ def check(
         plan_effect=verdict.effect,
         plan_why=verdict.why,
         total_change=total,
-        prediction=prediction_of(edits, around, known) if known and edits else None,
+        prediction=prediction_of(edits, around, known, fitted=fitted_to(plan, known[0])) if known and edits else None,
         modifications=tuple(checked),
         tensors=together,
     )

@@ -20,7 +20,7 @@ from planner.operations import Shift, Step
 from planner.operations.selection import Everything
 from planner.plan import Plan
 
-__all__ = ["Known", "evidence_beside", "known_evidence", "prediction_of"]
+__all__ = ["Known", "evidence_beside", "fitted_to", "known_evidence", "prediction_of"]
 
 Known = tuple[EvidenceFile, Measured]
 """An evidence file with its arrays."""
@@ -46,8 +46,13 @@ def evidence_beside(plan: Plan, folder: Path) -> Known | str | None:
     return found
 
 
-def prediction_of(edits: Iterable[ModificationEdits], around: Surroundings, known: Known) -> Prediction:
-    """What the evidence predicts of these modifications, all together and each by itself."""
+def prediction_of(
+    edits: Iterable[ModificationEdits], around: Surroundings, known: Known, *, fitted: bool = False
+) -> Prediction:
+    """What the evidence predicts of these modifications, all together and each by itself.
+
+    `fitted` says that the plan was computed from this very evidence: what it predicts of it is then flattery.
+    """
     evidence, measured = known
     moves: dict[str, list[Move]] = {}
     left_out: dict[str, str] = {}
@@ -63,7 +68,16 @@ def prediction_of(edits: Iterable[ModificationEdits], around: Surroundings, know
         except Unresolved as error:
             moves.pop(edit.id, None)
             left_out[edit.id] = str(error)
-    return predict(evidence, measured, moves, left_out)
+    prediction = predict(evidence, measured, moves, left_out)
+    if not fitted:
+        return prediction
+    why = "the plan was fitted to this very evidence, which flatters it; `evaluate` on other texts says what it does"
+    return prediction.model_copy(update={"trusted": False, "why": why})
+
+
+def fitted_to(plan: Plan, evidence: EvidenceFile) -> bool:
+    """Whether the plan was computed from this evidence, and does not only cite it."""
+    return plan.evidence is not None and plan.evidence.id == evidence.id and plan.analyst.kind == "rules"
 
 
 def _move(name: str, step: Step, shape: tuple[int, int], evidence: EvidenceFile, measured: Measured) -> Move:

@@ -175,9 +175,9 @@ def ceilings_of(sides: Sides) -> tuple[tuple[Ceiling, ...], float]:
                 kind=kind,
                 gain=best.gain,
                 gain_se=best.gain_se,
-                in_sample=max(best.in_sample, 0.0),
+                in_sample=max(0.0, best.in_sample),
                 drift=float(0.5 * along @ along),
-                hopeless=best.gain + 2 * (best.gain_se or 0.0) < HOPELESS,
+                hopeless=best.reach is not None and best.reach < HOPELESS,
             )
         )
     return tuple(found), best_damping

@@ -174,6 +174,8 @@ class Crossed:
     """On documents that did not choose it."""
     gain_se: float | None
     """Its standard error over documents, that of the first-order part, which varies most."""
+    reach: float | None
+    """What it may bring at most, with a first-order part two standard errors better; None where there are no errors."""
     in_sample: float
     """On the documents that chose it."""
 
@@ -194,11 +196,13 @@ def crossed(quadratic: Quadratic, damping: float) -> Crossed:
         error = quadratic.judged(1 - number, direction)
         known = known and error is not None
         variance += (error or 0.0) ** 2
+    error_of_fall = float(np.sqrt(variance)) / 2
     length = max(fall, 0.0) / bend if bend > 0 else 0.0
     step = length * natural_step(quadratic.gradient, quadratic.fisher, damping)
     return Crossed(
         step=step,
-        gain=length * fall - 0.5 * length**2 * bend,
-        gain_se=length * float(np.sqrt(variance)) / 2 if known else None,
+        gain=length * max(fall, 0.0) - 0.5 * length**2 * bend,
+        gain_se=length * error_of_fall if known else None,
+        reach=max(fall + 2 * error_of_fall, 0.0) ** 2 / (2 * bend) if known and bend > 0 else None,
         in_sample=predicted_gain(quadratic.gradient, quadratic.fisher, step),
     )

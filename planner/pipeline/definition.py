@@ -14,7 +14,7 @@ from planner.inputs import read_text
 from planner.plan import Policy, field_path
 from planner.records import Record
 
-__all__ = ["Pipeline", "ReviewRule", "Started", "read_pipeline"]
+__all__ = ["Pipeline", "ProbeRule", "ReviewRule", "Started", "TuneRule", "read_pipeline"]
 
 
 class ReviewRule(Record):
@@ -32,8 +32,45 @@ class ReviewRule(Record):
         return "rule: " + " and ".join(limits)
 
 
+class ProbeRule(Record):
+    """What to measure before anything is proposed; files are named relative to the pipeline file."""
+
+    text: str
+    """Neutral text, on which the model should stay as it is; also the goal where no other is named."""
+    goal_text: str | None = None
+    """Text that should become likelier."""
+    against: str | None = None
+    """Text that should become less likely than the goal text."""
+    choices: str | None = None
+    """Questions with choices, instead of a goal text."""
+    documents: int | None = Field(default=256, ge=1)
+    """At most so many documents of each text; null for all."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Documents are cut after so many tokens."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What the model runs in."""
+    seed: int = Field(default=0, ge=0)
+    """Of the shuffle, the sampled labels and the sketches."""
+
+
+class TuneRule(Record):
+    """How the rules choose the strength of what they propose from the evidence."""
+
+    suite: str | None = None
+    """Suite to tune on, relative to the pipeline file; it should share no text with the one that decides. null: one
+    step from the evidence alone."""
+    budget: int = Field(default=30, ge=1)
+    """Evaluations of it at most."""
+    most: int = Field(default=44, ge=1)
+    """Modifications at most."""
+    drift_weight: float | None = Field(default=None, ge=0)
+    """How much a nat of drift counts against a nat of loss; null: 0, or 3 where the suite has a gate against harm."""
+
+
 class Pipeline(Record):
-    """Profile, propose, check, review by a rule, apply, evaluate, gate, keep or revert."""
+    """Profile, probe, propose, check, review by a rule, apply, evaluate, gate, keep or revert."""
 
     model: str
     """Checkpoint folder, relative to the pipeline file, or hub id. It is only read."""
@@ -43,8 +80,12 @@ class Pipeline(Record):
     """Suite file, relative to the pipeline file; its gates decide."""
     policy: str | None = None
     """Policy file, relative to the pipeline file."""
+    probe: ProbeRule | None = None
+    """What to measure; the rules then work from it. null: nothing, they know the profile alone."""
     analyst: AnalystChoice = AnalystChoice()
     """Who writes the plan."""
+    tune: TuneRule = TuneRule()
+    """How the rules use what was measured."""
     review: ReviewRule = ReviewRule()
     """Which modifications are approved."""
     controls: int = Field(default=39, ge=0, le=1000)
@@ -67,6 +108,8 @@ class Started(Record):
     """Digest of the suite file."""
     texts: dict[str, str]
     """Digests of the texts that the suite names."""
+    tuning: str | None = None
+    """Digest of the suite to tune on; null without one."""
 
 
 def read_pipeline(path: Path) -> Pipeline:
@@ -85,7 +128,9 @@ _HINT = "; ".join(
     f"{name}: {', '.join(fields)}"
     for name, fields in {
         "fields": Pipeline.model_fields,
+        "probe": ProbeRule.model_fields,
         "analyst": AnalystChoice.model_fields,
+        "tune": TuneRule.model_fields,
         "review": ReviewRule.model_fields,
     }.items()
 )

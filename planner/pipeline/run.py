@@ -1,4 +1,4 @@
-"""The whole story, unattended: profile, propose, check, review by a rule, apply, evaluate, gate, keep or revert.
+"""The whole story, unattended: profile, probe, propose, check, review by a rule, apply, evaluate, gate, keep or revert.
 
 Every step writes one file into the run folder, atomically. A step whose file is there is not done again, so a run that
 was stopped goes on where it was. The model itself is only read; the candidate is a folder of the run.
@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from planner import fsio
-from planner.analysts import Brief, propose_to
+from planner.analysts import Brief, Study, propose_to
 from planner.checkpoint import Checkpoint, locate, open_checkpoint
-from planner.effects import CheckReport, check
+from planner.effects import CheckReport, Known, check, known_evidence
 from planner.errors import GateRefused, PipelineInvalid, PlanNotApproved, StalePlan
-from planner.evaluation import Evaluation, Side, Wanted, evaluate, load_suite
+from planner.evaluation import Evaluation, Side, Wanted, evaluate, load_suite, with_foretold
+from planner.evidence import write_evidence
 from planner.inference import require_torch
 from planner.inputs import read_text
 from planner.pipeline.definition import Pipeline, ReviewRule, Started
 from planner.pipeline.outcome import Outcome
 from planner.plan import Plan, Policy, decide, read_plan, read_policy, write_plan
+from planner.probes import ProbeRequest, probe
 from planner.profile import Profile, histograms_of, profile_of
+from planner.profile.store import cache_folder
 from planner.records import Record
 from planner.transaction import RECEIPT, Receipt, apply_plan, patch_folder, revert
 
@@ -32,6 +35,7 @@ __all__ = ["FILES", "Watcher", "run"]
 FILES = (
     "started.json",
     "profile.json",
+    "evidence.json",
     "plan.json",
     "check.json",
     "reviewed.json",
@@ -83,7 +87,8 @@ def _told(story: _Run, pipeline: Pipeline, folder: Path, watcher: Watcher) -> Ou
         watcher.say(f"{folder} is finished; this is what it found")
         return Outcome.model_validate_json(read_text(folder / "outcome.json"))
     profile = story.profile()
-    plan = story.plan(profile)
+    known = story.evidence(profile)
+    plan = story.plan(profile, known)
     if not plan.modifications:
         return story.outcome(profile, "nothing proposed", "the analyst proposes no modification", 0)
     report = story.check(plan, profile)
@@ -93,7 +98,7 @@ def _told(story: _Run, pipeline: Pipeline, folder: Path, watcher: Watcher) -> Ou
             profile, "nothing approved", f"{pipeline.review} approves none", PlanNotApproved.exit_status
         )
     receipt = story.apply(reviewed)
-    evaluation = story.evaluate(profile, reviewed, receipt)
+    evaluation = story.evaluate(profile, reviewed, receipt, known)
     if evaluation.accepted:
         return story.outcome(profile, "kept", _reasons(evaluation, passed=True), 0, receipt)
     story.revert(profile)
@@ -123,6 +128,8 @@ class _Run:
         self._suite = load_suite(origin / pipeline.suite)  # before any work: a typing error must not cost an hour
         self._policy = read_policy(read_text(origin / pipeline.policy)) if pipeline.policy else Policy()
         self._candidate = folder / CANDIDATE
+        tuning = pipeline.tune.suite
+        self._tuning = load_suite(origin / tuning) if tuning and pipeline.probe else None
 
     def begin(self) -> None:
         """Note what the run is started with, or see that it is what the run in this folder was started with."""
@@ -131,6 +138,7 @@ class _Run:
             policy=self._policy,
             suite=self._suite.digest,
             texts={text.name: text.digest for text in self._suite.texts},
+            tuning=self._tuning.digest if self._tuning else None,
         )
         if self._step("started.json", lambda: now, Started.model_validate_json) != now:
             raise PipelineInvalid(
@@ -149,7 +157,32 @@ class _Run:
             )
         return kept
 
-    def plan(self, profile: Profile) -> Plan:
+    def evidence(self, profile: Profile) -> Known | None:
+        """What the pipeline wants measured, or what was measured already."""
+        rule = self._pipeline.probe
+        if rule is None:
+            return None
+        path = self._folder / "evidence.json"
+        if not path.is_file():
+            request = rule.model_dump(exclude={"text", "goal_text", "against", "choices"}) | {
+                name: self._origin / value
+                for name in ("text", "goal_text", "against", "choices")
+                if (value := getattr(rule, name)) is not None
+            }
+            with self._watcher.progress("probing", unit="tokens") as bar:
+                found = probe(
+                    self._checkpoint,
+                    profile.fingerprint,
+                    ProbeRequest(**request),
+                    cache=cache_folder(self._environment),
+                    progress=bar.step,
+                )
+            write_evidence(path, found.evidence, found.arrays())
+            found.discard()
+            self._watcher.say(f"wrote {path}")
+        return known_evidence(path)
+
+    def plan(self, profile: Profile, known: Known | None) -> Plan:
         path = self._folder / "plan.json"
         if not path.is_file():
             self._watcher.say(f"proposing: {self._pipeline.analyst.kind}")
@@ -159,11 +192,32 @@ class _Run:
                 policy=self._policy,
                 check=lambda plan: self._checked(plan, profile),
             )
-            proposed = propose_to(
-                path, brief, self._pipeline.analyst, environment=self._environment, tell=self._watcher.say
-            )
+            study = self._study(known) if known and self._pipeline.analyst.kind == "rules" else None
+            with self._watcher.progress("proposing", unit="tokens") as bar:
+                proposed = propose_to(
+                    path,
+                    brief,
+                    self._pipeline.analyst,
+                    environment=self._environment,
+                    tell=self._watcher.say,
+                    study=study,
+                    progress=bar.step,
+                )
             self._watcher.say(proposed.note)
         return read_plan(read_text(path))
+
+    def _study(self, known: Known) -> Study:
+        rule = self._pipeline.tune
+        return Study(
+            checkpoint=self._checkpoint,
+            path=self._folder / "evidence.json",
+            evidence=known[0],
+            measured=known[1],
+            suite=self._tuning,
+            budget=rule.budget,
+            most=rule.most,
+            drift_weight=rule.drift_weight,
+        )
 
     def check(self, plan: Plan, profile: Profile) -> CheckReport:
         return self._step(
@@ -210,12 +264,12 @@ class _Run:
 
         return self._step("receipt.json", applied, Receipt.model_validate_json)
 
-    def evaluate(self, profile: Profile, reviewed: Plan, receipt: Receipt) -> Evaluation:
+    def evaluate(self, profile: Profile, reviewed: Plan, receipt: Receipt, known: Known | None) -> Evaluation:
         made_by = [found for found in reviewed.modifications if found.id in receipt.modifications]
 
         def evaluated() -> Evaluation:
             with self._watcher.progress("evaluating", unit="tokens") as bar:
-                return evaluate(
+                found = evaluate(
                     self._model,
                     self._candidate,
                     self._suite,
@@ -225,6 +279,9 @@ class _Run:
                     baseline_side=Side(name=profile.name, fingerprint=profile.fingerprint),
                     candidate_side=Side(name=CANDIDATE, fingerprint=receipt.fingerprint_after),
                 )
+            if known is None:
+                return found
+            return with_foretold(found, self._suite, self._checkpoint, made_by, self._folder, known)
 
         return self._step("evaluation.json", evaluated, Evaluation.model_validate_json)
 

@@ -7,7 +7,7 @@ what it does near one, so that several such steps reach far beyond the best sing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -95,7 +95,7 @@ class Descent:
         """Tokens of one measurement."""
         return sum(group.tokens for group in self.groups)
 
-    def walk(self, space: FactorSpace, *, steps: int = STEPS, tell: Tell) -> Iterator[Waypoint]:
+    def walk(self, space: FactorSpace, *, steps: int = STEPS, tell: Tell) -> Generator[Waypoint, None, None]:
         """Points downhill, until nothing more is to be gained. `tell` is told the tokens that are done."""
         for waypoint, _ in self._walk(space, steps, tell):
             yield waypoint

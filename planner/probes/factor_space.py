@@ -119,7 +119,7 @@ class FactorSpace:
         return found
 
     def within(self, at: Floats, *, each: float, total: float, norm: float) -> Floats:
-        """The point nearest to `at`, on its way from 0, where no tensor changes by more than `each`, nor all by `total`.
+        """The point nearest to `at` on its way from 0 where no tensor changes by more than `each`, nor all by `total`.
 
         `norm` is the norm of all weights of the checkpoint, to which `total` is relative. A tensor that goes too far is
         brought back by itself; if all together still do, all are.

@@ -104,7 +104,7 @@ def edited(path: Path, change: Any) -> Path:
 
 
 FOREIGN = {
-    "another version": (lambda d: d.update(schema="planner/evidence@2"), "another version, planner/evidence@2", "planner probe"),
+    "another version": (lambda d: d.update(schema="planner/evidence@2"), "another version", "planner probe"),
     "another file": (lambda d: d.update(schema="planner/plan@1"), "no evidence file: schema", "planner probe"),
     "a field too many": (lambda d: d.update(more=1), "no evidence file: more", "planner probe"),
     "a field too few": (lambda d: d.pop("gauge"), "no evidence file: gauge", "planner probe"),
