@@ -29,8 +29,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="planner-demo-") as name:
         folder = Path(name)
         shutil.copytree(EXAMPLES / MODEL, folder / MODEL)
-        for file in ("suite.toml", "strict.toml", "pipeline.toml", "patches.json"):
-            shutil.copy(EXAMPLES / file, folder)
+        for file in (*EXAMPLES.glob("*.toml"), EXAMPLES / "patches.json"):
+            shutil.copy(file, folder)
         before = file_digests(folder / MODEL)
         evaluation = story(folder)
         restored = file_digests(folder / PATCHED)
@@ -67,6 +67,12 @@ def story(folder: Path) -> dict[str, Any]:
         "10. The same, unattended.", "Here only a measured improvement passes; exit status 5 says that a gate refused."
     )
     run(folder, "planner run pipeline.toml --run-dir run", statuses=(0, 5))
+    chapter("11. Which weights matter?", "By forward and backward passes, not by looks; and the most that can be won.")
+    texts = f"{MODEL}/texts"
+    goal = f"--text {texts}/stories.calibration.jsonl --goal-text {texts}/inventory.calibration.jsonl"
+    run(folder, f"planner probe {MODEL} {goal} --out evidence.json")
+    chapter("12. From evidence to a plan that helps.", "Measured, tuned, and judged on documents that neither saw.")
+    run(folder, "planner run measured.toml --run-dir measured", statuses=(0, 5))
     found: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
     return found
 
@@ -126,6 +132,8 @@ def summary(
             f"p = {calibrated['p_value']:.4f}: {metric['verdict']}"
         )
     print(f"pipeline    {outcome['decision']}: {outcome['why']}")
+    measured = json.loads((folder / "measured" / "outcome.json").read_text())
+    print(f"evidence    {measured['decision']}: {measured['why']}")
     print("restored    digest of each weight file, before the patch and after the revert:")
     for name in sorted(before):
         if name.endswith(".safetensors"):

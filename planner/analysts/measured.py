@@ -197,7 +197,7 @@ class MeasuredAnalyst:
         note = (
             one_step_note(found, plan.prediction, evidence, count)
             if found.tuned is None
-            else tuned_note(found, plan.prediction, self._study.budget, count)
+            else tuned_note(found, self._study.budget, count)
         )
         arrays = plan.arrays({"made_by": "planner propose --analyst rules", "evidence": evidence.id, "how": note})
         made = drafted(brief, AnalystRecord(kind="rules"), plan.modifications(file, arrays))

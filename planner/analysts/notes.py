@@ -90,7 +90,7 @@ def one_step_note(found: Found, prediction: Prediction, evidence: EvidenceFile, 
     )
 
 
-def tuned_note(found: Found, prediction: Prediction, budget: int, count: int) -> str:
+def tuned_note(found: Found, budget: int, count: int) -> str:
     """What the tuning measured."""
     tuned, suite = found.tuned, found.suite
     assert tuned is not None, "it was tuned"
@@ -98,7 +98,7 @@ def tuned_note(found: Found, prediction: Prediction, budget: int, count: int) ->
     best = tuned.best
     assert best is not None, "a plan has a best point"
     before, after = best.calibration.temperatures
-    drift = f"measured {best.drift:.3g}" if best.drift is not None else f"predicted {prediction.drift:.3g}"
+    drift = f"{best.drift:.3g} nats per token" if best.drift is not None else "not measured"
     p_holm = "" if tuned.p_holm is None else f", {tuned.p_holm:.2g} adjusted for {len(tuned.candidates)} candidates"
     shared = (
         f" {found.shared} documents of the tuning text are in the text of the evidence as well, which flatters this."
@@ -110,7 +110,7 @@ def tuned_note(found: Found, prediction: Prediction, budget: int, count: int) ->
         f"{best.strength:g}; {tuned.evaluations} of {budget} evaluations of {suite.name} were spent. On it, "
         f"{objective_of(suite).name}: calibrated {_difference(best.calibration.comparison)}, p = "
         f"{best.calibration.comparison.p_value:.2g}{p_holm}; raw {_difference(best.raw)}; best temperature "
-        f"{before:.3g} before, {after:.3g} after. Drift {drift} nats per token; drift weight "
+        f"{before:.3g} before, {after:.3g} after. Drift on its neutral text {drift}; drift weight "
         f"{found.drift_weight:g}.{shared} The strength was chosen on these documents: evaluate the result on others."
     )
 

@@ -63,7 +63,7 @@ def command(
             candidate_side=sides[1],
         )
     if known and wanted.modifications:
-        found = with_foretold(found, loaded, before, wanted.modifications, wanted.folder, known)
+        found = with_foretold(found, loaded, before, wanted, known)
     if out:
         fsio.replace_file(out, found.model_dump_json(indent=2).encode() + b"\n")
         screen.say(f"wrote {out}")

@@ -18,6 +18,7 @@ def by_plan(plan: Path, fingerprint: str, count: int) -> Wanted:
     Raises `StalePlan` where the plan is for another checkpoint than the one with that fingerprint.
     """
     from planner.cli.given import plan_at
+    from planner.effects import fitted_to
     from planner.errors import StalePlan
     from planner.evaluation import Wanted
 
@@ -29,7 +30,7 @@ def by_plan(plan: Path, fingerprint: str, count: int) -> Wanted:
         )
     rejected = {name for name, decision in read.review.items() if decision.decision == "rejected"}
     kept = {modification.id for modification in read.modifications} - rejected
-    return Wanted(count=count, modifications=_chosen(read, kept), folder=plan.parent)
+    return Wanted(count=count, modifications=_chosen(read, kept), folder=plan.parent, fitted=fitted_to(read))
 
 
 def by_ledger(candidate: Path, before: str, after: str, count: int) -> Wanted:
@@ -38,6 +39,7 @@ def by_ledger(candidate: Path, before: str, after: str, count: int) -> Wanted:
     Where it does not say so, the result says why. Raises `LedgerDamaged`, and what reading a plan raises.
     """
     from planner.cli.given import plan_at
+    from planner.effects import fitted_to
     from planner.evaluation import Wanted
     from planner.inputs import read_text
     from planner.transaction import RECEIPT, Receipt, patch_folder, read_ledger
@@ -53,8 +55,9 @@ def by_ledger(candidate: Path, before: str, after: str, count: int) -> Wanted:
         return Wanted(count=count, unknown="the baseline is not what the candidate's ledger says that it was made from")
     modifications: list[Modification] = []
     for folder, receipt in zip(folders[first:], receipts[first:], strict=True):
-        modifications += _chosen(plan_at(folder / "plan.json"), set(receipt.modifications))
-    return Wanted(count=count, modifications=modifications, folder=folders[-1])
+        plan = plan_at(folder / "plan.json")
+        modifications += _chosen(plan, set(receipt.modifications))
+    return Wanted(count=count, modifications=modifications, folder=folders[-1], fitted=fitted_to(plan))
 
 
 def _chosen(plan: Plan, ids: set[str]) -> list[Modification]:

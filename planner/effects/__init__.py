@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from planner.effects.check import check, edits_of
 from planner.effects.difference import Difference, TensorDifference, compare
-from planner.effects.predicted import Known, known_evidence, prediction_of
+from planner.effects.predicted import Known, fitted_to, known_evidence, prediction_of
 from planner.effects.problems import EVIDENCE_TOLERANCE
 from planner.effects.types import CheckedModification, CheckedTensor, CheckReport, Moments, Preview, Standing
 from planner.effects.verdicts import Judge, Verdict
@@ -27,6 +27,7 @@ __all__ = [
     "check",
     "compare",
     "edits_of",
+    "fitted_to",
     "known_evidence",
     "prediction_of",
 ]

@@ -113,7 +113,9 @@ def check(
         plan_effect=verdict.effect,
         plan_why=verdict.why,
         total_change=total,
-        prediction=prediction_of(edits, around, known, fitted=fitted_to(plan, known[0])) if known and edits else None,
+        prediction=prediction_of(edits, around, known, fitted=fitted_to(plan) == known[0].id)
+        if known and edits
+        else None,
         modifications=tuple(checked),
         tensors=together,
     )

@@ -75,9 +75,9 @@ def prediction_of(
     return prediction.model_copy(update={"trusted": False, "why": why})
 
 
-def fitted_to(plan: Plan, evidence: EvidenceFile) -> bool:
-    """Whether the plan was computed from this evidence, and does not only cite it."""
-    return plan.evidence is not None and plan.evidence.id == evidence.id and plan.analyst.kind == "rules"
+def fitted_to(plan: Plan) -> str | None:
+    """The id of the evidence that the plan was computed from; None where it only cites some, or none."""
+    return plan.evidence.id if plan.evidence and plan.analyst.kind == "rules" else None
 
 
 def _move(name: str, step: Step, shape: tuple[int, int], evidence: EvidenceFile, measured: Measured) -> Move:

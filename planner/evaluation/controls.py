@@ -49,6 +49,8 @@ class Wanted:
     """What was done to the baseline to make the candidate; None where that is not known."""
     folder: Path = Path()
     """Where relative paths in the modifications begin."""
+    fitted: str | None = None
+    """Id of the evidence that they were computed from; None where they were not."""
     unknown: str = "it is not known by which plan the candidate was made from the baseline"
     """Why `modifications` is None."""
 

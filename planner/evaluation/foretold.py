@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from planner.checkpoint import Checkpoint
 from planner.edits import Unresolved, resolved, surroundings_of
 from planner.effects import Known, prediction_of
+from planner.evaluation.controls import Wanted
 from planner.evaluation.report import Evaluation, Foretold
 from planner.evaluation.suite import Suite
-from planner.plan import Modification
 
 __all__ = ["with_foretold"]
 
@@ -19,8 +16,7 @@ def with_foretold(
     found: Evaluation,
     suite: Suite,
     baseline: Checkpoint,
-    modifications: Sequence[Modification],
-    folder: Path,
+    made_by: Wanted,
     known: Known,
 ) -> Evaluation:
     """The evaluation with what the evidence predicted of the modifications that made the candidate.
@@ -29,9 +25,10 @@ def with_foretold(
     cannot be resolved any longer (their arrays are gone) leave the evaluation as it is.
     """
     evidence, _ = known
-    around = surroundings_of(baseline, folder)
+    around = surroundings_of(baseline, made_by.folder)
     try:
-        prediction = prediction_of([resolved(one, around) for one in modifications], around, known)
+        edits = [resolved(one, around) for one in made_by.modifications or ()]
+        prediction = prediction_of(edits, around, known, fitted=made_by.fitted == evidence.id)
     except Unresolved:
         return found
     goal = next((text.digest for text in evidence.texts if text.role == "goal"), None)

@@ -15,7 +15,7 @@ from typing import Literal, Protocol, TypeVar
 from planner import fsio
 from planner.analysts import Brief, Study, propose_to
 from planner.checkpoint import Checkpoint, locate, open_checkpoint
-from planner.effects import CheckReport, Known, check, known_evidence
+from planner.effects import CheckReport, Known, check, fitted_to, known_evidence
 from planner.errors import GateRefused, PipelineInvalid, PlanNotApproved, StalePlan
 from planner.evaluation import Evaluation, Side, Wanted, evaluate, load_suite, with_foretold
 from planner.evidence import write_evidence
@@ -265,7 +265,12 @@ class _Run:
         return self._step("receipt.json", applied, Receipt.model_validate_json)
 
     def evaluate(self, profile: Profile, reviewed: Plan, receipt: Receipt, known: Known | None) -> Evaluation:
-        made_by = [found for found in reviewed.modifications if found.id in receipt.modifications]
+        wanted = Wanted(
+            count=self._pipeline.controls,
+            modifications=[found for found in reviewed.modifications if found.id in receipt.modifications],
+            folder=self._folder,
+            fitted=fitted_to(reviewed),
+        )
 
         def evaluated() -> Evaluation:
             with self._watcher.progress("evaluating", unit="tokens") as bar:
@@ -274,14 +279,14 @@ class _Run:
                     self._candidate,
                     self._suite,
                     seed=self._pipeline.seed,
-                    controls=Wanted(count=self._pipeline.controls, modifications=made_by, folder=self._folder),
+                    controls=wanted,
                     progress=bar.set,
                     baseline_side=Side(name=profile.name, fingerprint=profile.fingerprint),
                     candidate_side=Side(name=CANDIDATE, fingerprint=receipt.fingerprint_after),
                 )
             if known is None:
                 return found
-            return with_foretold(found, self._suite, self._checkpoint, made_by, self._folder, known)
+            return with_foretold(found, self._suite, self._checkpoint, wanted, known)
 
         return self._step("evaluation.json", evaluated, Evaluation.model_validate_json)
 

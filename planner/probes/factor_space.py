@@ -23,8 +23,10 @@ from planner.evidence.measured import Floats
 
 __all__ = ["FactorSpace", "FactorVector"]
 
+_ROUNDING = {"BF16": 2.0**-9, "F16": 2.0**-12}
+"""The largest relative error of rounding to a dtype, where it is not negligible beside a policy's limits."""
 _SAFETY = 0.99
-"""Of a limit on a change: rounding to a stored dtype may add a little to it."""
+"""Of a limit on a change, for what is estimated."""
 
 
 @dataclass(frozen=True)
@@ -125,15 +127,18 @@ class FactorSpace:
         brought back by itself; if all together still do, all are.
         """
         at = at.copy()
-        for name, change in self.relative_changes(at).items():
-            if change > _SAFETY * each:
-                part = self.slices[name]
-                squares, own = self.squares[part], float(self.squares[part].sum())
-                at[part] *= _strength(at[part], squares, _SAFETY * each * np.sqrt(own))
-        squares = self._with_copies
-        if np.sqrt((squares * np.square(np.expm1(at))).sum()) > _SAFETY * total * norm:
-            at *= _strength(at, squares, _SAFETY * total * norm)
+        rounding = {
+            name: float(self.squares[part].sum()) * self._rounding(name) ** 2 for name, part in self.slices.items()
+        }
+        for name, part in self.slices.items():
+            squares = self.squares[part]
+            at[part] *= _strength(at[part], squares, (_SAFETY * each) ** 2 * float(squares.sum()) - rounding[name])
+        with_copies = sum(rounding[vector.tensor] * len(vector.names) for vector in self.vectors)
+        at *= _strength(at, self._with_copies, (_SAFETY * total * norm) ** 2 - with_copies)
         return at
+
+    def _rounding(self, name: str) -> float:
+        return _ROUNDING.get(self.checkpoint.tensors[name].dtype, 0.0)
 
     @property
     def _with_copies(self) -> Floats:
@@ -142,11 +147,13 @@ class FactorSpace:
 
 
 def _strength(at: Floats, squares: Floats, most: float) -> float:
-    """The largest t in [0, 1] for which the norm of squares · (exp(t · at) - 1)² stays at `most`, by bisection."""
+    """The largest t in [0, 1] for which the sum of squares · (exp(t · at) - 1)² stays at `most`, by bisection."""
+    if float(squares @ np.square(np.expm1(at))) <= most:
+        return 1.0
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        if np.sqrt((squares * np.square(np.expm1(middle * at))).sum()) <= most:
+        if float(squares @ np.square(np.expm1(middle * at))) <= most:
             low = middle
         else:
             high = middle
