@@ -72,11 +72,11 @@ class FactorPlan:
 
     def arrays(self, metadata: Mapping[str, str]) -> bytes:
         """The factors as a safetensors file, float32, under the names of the tensors."""
-        from safetensors.numpy import save
+        from safetensors.numpy import save as safetensors_bytes
 
         space, at = self.found.space, self.found.at
         vectors = {vector.tensor: space.factors(vector.tensor, at) for vector in self.vectors}
-        return save(vectors, metadata=dict(metadata))
+        return safetensors_bytes(vectors, metadata=dict(metadata))
 
     def modifications(self, file: str, arrays: bytes) -> tuple[Modification, ...]:
         """One for each tensor; `arrays` is the content of `file`, which is to lie beside the plan."""

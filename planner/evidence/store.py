@@ -143,7 +143,7 @@ def arrays_from(arrays: dict[str, np.ndarray], layout: Layout) -> Measured:
 
 def arrays_bytes(measured: Measured) -> bytes:
     """The arrays as a safetensors file."""
-    from safetensors.numpy import save
+    from safetensors.numpy import save as safetensors_bytes
 
     arrays: dict[str, np.ndarray] = {}
     for text, grouping in (("goal", measured.goal), ("drift", measured.drift)):
@@ -157,4 +157,4 @@ def arrays_bytes(measured: Measured) -> bytes:
         arrays[f"direction.left.{name}"] = direction.left.astype(np.float32)
         arrays[f"direction.strengths.{name}"] = direction.strengths.astype(np.float32)
         arrays[f"direction.right.{name}"] = direction.right.astype(np.float32)
-    return save({name: np.ascontiguousarray(values) for name, values in arrays.items()})
+    return safetensors_bytes({name: np.ascontiguousarray(values) for name, values in arrays.items()})

@@ -103,14 +103,14 @@ class Accumulation:
                 fsio.remove_file(self._path)
 
     def _save(self) -> None:
-        from safetensors.numpy import save
+        from safetensors.numpy import save as safetensors_bytes
 
         begun = time.monotonic()
         if self._path:
             held = {name: np.ascontiguousarray(array) for name, array in self._held().items()}
             with suppress(StorageError):
                 fsio.ensure_folder(self._path.parent)
-                fsio.replace_file(self._path, save(held, metadata={"digest": _digest(held)}))
+                fsio.replace_file(self._path, safetensors_bytes(held, metadata={"digest": _digest(held)}))
         self._saved = time.monotonic()
         self._pause = max(_EVERY_S, _TIMES_SAVING * (self._saved - begun))
 

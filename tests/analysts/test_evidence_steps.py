@@ -222,11 +222,10 @@ def test_a_point_is_brought_back_to_the_limits_and_no_further(spread, each, tota
         ratio = found[part] / at[part]
         assert np.allclose(ratio, ratio[0])
         assert 0 <= ratio[0] <= 1
-    assert max(changes.values()) <= each * 1.005
-    assert np.sqrt(moved) / NORM <= total * 1.005
-    if SPACE.within(at, each=100, total=100, norm=NORM) is not None and (found != at).any():
-        # Something was brought back: then some limit is nearly reached.
-        assert max(changes.values()) > 0.95 * each or np.sqrt(moved) / NORM > 0.95 * total
+    assert max(changes.values()) <= each
+    assert np.sqrt(moved) / NORM <= total
+    if (found != at).any():  # then some limit is nearly reached, but for what is left for rounding
+        assert max(changes.values()) > 0.8 * each or np.sqrt(moved) / NORM > 0.8 * total
 
 
 def test_candidates_are_what_the_policy_allows_and_the_loss_feels(study):

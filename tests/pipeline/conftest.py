@@ -27,7 +27,7 @@ def pipeline(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
             f'[[gate]]\nrule = "max_drift"\nlimit = {limit}\n'
         )
         path = tmp_path / "tidy.toml"
-        path.write_text(f'model = "tiny-model"\ngoal = "tidy up"\nsuite = "suite.toml"\n{more}')
+        path.write_text(f'model = "tiny-model"\ngoal = "tidy up"\nsuite = "suite.toml"\ncontrols = 0\n{more}')
         return path
 
     return write

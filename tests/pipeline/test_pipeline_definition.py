@@ -10,7 +10,7 @@ from planner.pipeline import Pipeline, ReviewRule, read_pipeline
 
 def test_the_least_that_a_pipeline_says(pipeline):
     found = read_pipeline(pipeline())
-    assert found == Pipeline(model="tiny-model", goal="tidy up", suite="suite.toml")
+    assert found == Pipeline(model="tiny-model", goal="tidy up", suite="suite.toml", controls=0)
     assert found.analyst.kind == "rules"
     assert str(found.review) == "rule: confidence >= 0"
 

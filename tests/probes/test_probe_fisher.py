@@ -30,7 +30,7 @@ from planner.probes.losses import batches_of, derivative
 from planner.probes.measuring import Machine
 from planner.probes.tasks import Group, Sequences, load_source, text_groups
 
-DRAWS = 120
+DRAWS = 90
 IDS = tuple(int(n) for n in np.random.default_rng(3).permutation(64)[:9])
 
 

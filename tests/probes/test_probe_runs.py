@@ -130,6 +130,10 @@ def test_what_was_kept_is_only_for_the_same_request(tmp_path: Path, measured_gro
         measured_groups.clear()
         run(tmp_path, **({"goal_text": INVENTORY} | other))
         assert len(measured_groups) == 10, other
+    measured_groups.clear()
+    request = ProbeRequest(text=STORIES, goal_text=INVENTORY, **SHORT)
+    probe(open_checkpoint(TINY_MODEL), "blake3:" + "8" * 64, request, cache=tmp_path)
+    assert len(measured_groups) == 10, "of another checkpoint"
 
 
 def test_a_damaged_file_is_ignored(tmp_path: Path, measured_groups: list[int]) -> None:
