@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CODE := planner tests examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-model test check format format-check lint types floors schemas schemas-check effects-sweep bench bench-profile bench-apply lock clean
+.PHONY: help demo demo-model test check format format-check lint types floors schemas schemas-check effects-sweep bench bench-profile bench-apply bench-evidence lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -78,6 +78,15 @@ $(VENV)/mergekit/bin/python: | $(BIN)/python
 
 bench-apply: $(VENV)/.dev $(VENV)/mergekit/bin/python ## Preview and apply against cp, mergekit, a plain script (LIST=FILE)
 	$(BIN)/python tests/bench/bench_apply.py --mergekit $(VENV)/mergekit/bin/python $(if $(LIST),--modifications "$(LIST)")
+
+# optuna has an environment of its own, too: it is a control here and nothing that the planner needs.
+$(VENV)/optuna/bin/python: | $(BIN)/python
+	@echo "installing optuna into $(VENV)/optuna"
+	$(BIN)/python -m venv $(VENV)/optuna
+	$@ -m pip install --quiet --disable-pip-version-check optuna==5.0.0
+
+bench-evidence: $(VENV)/.dev $(VENV)/optuna/bin/python ## Plans from evidence against temperature, random plans, TPE (about half an hour)
+	$(BIN)/python tests/bench/bench_evidence.py --optuna $(VENV)/optuna/bin/python
 
 lock: $(VENV)/.dev ## Write the versions of this environment into .ci/lock.txt
 	@{ head -n 1 .ci/lock.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > .ci/lock.new

@@ -35,12 +35,16 @@ def test_the_demo_tells_the_whole_story_and_leaves_the_example_alone(tmp_path: P
     verbs = re.findall(r"^\$ planner ([\w-]+)", done.stdout, re.MULTILINE)
     assert verbs == [
         *("profile", "map", "propose", "check", "import-patch", "check", "review", "apply", "diff", "evaluate"),
-        *("revert", "verify", "log", "run"),
+        *("revert", "verify", "log", "run", "probe", "run"),
     ]
     for effect in ("m01: effective", "m02: invariant", "m03: rescales_logits", "m04: void"):
         name, _, word = effect.partition(": ")
         assert f"{word}: {name}\n" in done.stdout
     assert "would often go unseen" in done.stdout
+    assert "ceiling, one factor a row or column: 0." in done.stdout
+    assert "ceiling, one factor a tensor: 0.0001" in done.stdout
+    assert "natural-gradient step" in done.stderr
+    assert re.search(r"^evidence +kept: inventory improved", done.stdout, re.MULTILINE)
     summary = done.stdout.partition("━━ Summary")[2]
     assert "p = " in summary
     assert "95 % interval" in summary

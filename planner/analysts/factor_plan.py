@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -76,7 +77,8 @@ class FactorPlan:
 
         space, at = self.found.space, self.found.at
         vectors = {vector.tensor: space.factors(vector.tensor, at) for vector in self.vectors}
-        return safetensors_bytes(vectors, metadata=dict(metadata))
+        # One entry: safetensors writes several in any order, and the same plan should have the same digest.
+        return safetensors_bytes(vectors, metadata={"made": json.dumps(dict(metadata), ensure_ascii=False)})
 
     def modifications(self, file: str, arrays: bytes) -> tuple[Modification, ...]:
         """One for each tensor; `arrays` is the content of `file`, which is to lie beside the plan."""

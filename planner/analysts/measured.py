@@ -74,6 +74,8 @@ class Proposal:
     plan: Plan
     arrays: bytes | None
     """The file; None for a plan without modifications."""
+    evaluations: int = 0
+    """Evaluations of the suite that were spent."""
 
 
 class MeasuredAnalyst:
@@ -199,7 +201,7 @@ class MeasuredAnalyst:
             if found.tuned is None
             else tuned_note(found, self._study.budget, count)
         )
-        arrays = plan.arrays({"made_by": "planner propose --analyst rules", "evidence": evidence.id, "how": note})
+        arrays = plan.arrays({"by": "planner propose --analyst rules", "evidence": evidence.id, "how": note})
         made = drafted(brief, AnalystRecord(kind="rules"), plan.modifications(file, arrays))
         return Proposal(made.model_copy(update={"note": note, "evidence": self._reference}), arrays)
 

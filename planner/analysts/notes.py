@@ -107,10 +107,10 @@ def tuned_note(found: Found, budget: int, count: int) -> str:
     )
     return (
         f"{best.steps} natural-gradient step{'s' if best.steps > 1 else ''} over {count} tensors, strength "
-        f"{best.strength:g}; {tuned.evaluations} of {budget} evaluations of {suite.name} were spent. On it, "
+        f"{best.strength:.3g}; {tuned.evaluations} of {budget} evaluations of {suite.name} were spent. On it, "
         f"{objective_of(suite).name}: calibrated {_difference(best.calibration.comparison)}, p = "
         f"{best.calibration.comparison.p_value:.2g}{p_holm}; raw {_difference(best.raw)}; best temperature "
-        f"{before:.3g} before, {after:.3g} after. Drift on its neutral text {drift}; drift weight "
+        f"{before:.3g} before, {after:.3g} after. Drift on {suite.drift.text}: {drift}; drift weight "
         f"{found.drift_weight:g}.{shared} The strength was chosen on these documents: evaluate the result on others."
     )
 

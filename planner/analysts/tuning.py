@@ -28,6 +28,7 @@ _STRENGTHS_EACH_WAY = 4
 _KEPT_FOR_STRENGTHS = 4
 _PATIENCE = 2
 _SHRINK = 0.6
+_WEAKEST = 0.02
 _NEAR_THE_LIMIT = 0.95
 
 Tell = Callable[[str, int, int], None]
@@ -143,12 +144,15 @@ class Tuning:
         """Nothing passes: shorter and shorter first steps until one does."""
         first = next(iter(self.found), None)
         strength = 1.0
-        while first is not None and self.best is None and self._left() and strength > 1e-2:
-            strength *= _SHRINK
-            limits = [gate.limit for gate in self.suite.gates if gate.rule == "max_drift" and gate.limit is not None]
+        limits = [gate.limit for gate in self.suite.gates if gate.rule == "max_drift" and gate.limit is not None]
+        while first is not None and self.best is None and self._left():
             drift = self.found[-1].drift
-            if limits and drift and drift > min(limits):  # drift grows as the square of a strength
-                strength *= min(1.0, _NEAR_THE_LIMIT * float(np.sqrt(min(limits) / drift)) / _SHRINK)
+            ratio = _SHRINK
+            if limits and drift:  # drift grows as the square of a strength
+                ratio = min(ratio, _NEAR_THE_LIMIT * float(np.sqrt(min(limits) / drift)))
+            strength *= ratio
+            if strength < _WEAKEST:
+                return
             self.measure(space, strength * first.at, steps=first.steps, strength=strength)
 
     def _between(self, space: FactorSpace) -> None:

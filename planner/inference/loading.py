@@ -98,9 +98,13 @@ def load_model(path: Path, *, dtype: Any = None) -> Any:
             f"{path} lacks {len(missing)} tensors that its model needs, such as {missing[0]}",
             hint="the checkpoint is incomplete; nothing was measured",
         )
+    if sum(parameter.numel() for parameter in model.parameters()) < _SMALL:
+        torch.set_num_threads(1)  # until `quiet` ends
     return model.eval()
 
 
+_SMALL = 2**23
+"""Parameters below which threads spend more time waiting for each other than they save: twice, on two cores."""
 _TOKENIZER_FILES = ("tokenizer.*", "vocab.*", "spiece.model", "sentencepiece*", "*.tiktoken", "tekken.json")
 
 

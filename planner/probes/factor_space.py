@@ -127,14 +127,15 @@ class FactorSpace:
         brought back by itself; if all together still do, all are.
         """
         at = at.copy()
-        rounding = {
-            name: float(self.squares[part].sum()) * self._rounding(name) ** 2 for name, part in self.slices.items()
-        }
-        for name, part in self.slices.items():
+        rounded = 0.0
+        for vector in self.vectors:
+            part, error = self.slices[vector.tensor], self._rounding(vector.tensor)
             squares = self.squares[part]
-            at[part] *= _strength(at[part], squares, (_SAFETY * each) ** 2 * float(squares.sum()) - rounding[name])
-        with_copies = sum(rounding[vector.tensor] * len(vector.names) for vector in self.vectors)
-        at *= _strength(at, self._with_copies, (_SAFETY * total * norm) ** 2 - with_copies)
+            own = float(np.sqrt(squares.sum()))
+            # What is rounded can go beyond by as much as rounding moves it.
+            at[part] *= _strength(at[part], squares, own * (_SAFETY * each - error * (1 + each)))
+            rounded += len(vector.names) * (error * (1 + each) * own) ** 2
+        at *= _strength(at, self._with_copies, _SAFETY * total * norm - float(np.sqrt(rounded)))
         return at
 
     def _rounding(self, name: str) -> float:
@@ -147,16 +148,17 @@ class FactorSpace:
 
 
 def _strength(at: Floats, squares: Floats, most: float) -> float:
-    """The largest t in [0, 1] for which the sum of squares · (exp(t · at) - 1)² stays at `most`, by bisection."""
-    if float(squares @ np.square(np.expm1(at))) <= most:
+    """The largest t in [0, 1] for which the root of Σ squares · (exp(t · at) - 1)² stays at `most`, by bisection."""
+
+    def length(strength: float) -> float:
+        return float(np.sqrt(squares @ np.square(np.expm1(strength * at))))
+
+    if length(1.0) <= most:
         return 1.0
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        if float(squares @ np.square(np.expm1(middle * at))) <= most:
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if length(middle) <= most else (low, middle)
     return low
 
 
