@@ -37,7 +37,7 @@ class Found:
     at: Floats
     """[n]: the logs of all factors."""
     step: Step
-    """The first step over this space, from the evidence alone: which parts of the documents agree on what."""
+    """The first step over this space, which tells how many parts of the documents agree on what."""
     drift_weight: float
     tuned: Tuned | None = None
     """What the tuning measured; None for one step from the evidence."""

@@ -7,9 +7,10 @@ says plainly when there is nothing to be had.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from planner.analysts.notes import (
     no_step_note,
     nothing_allowed_note,
     one_step_note,
+    rounded_away_note,
     tuned_note,
 )
 from planner.analysts.tuning import Tuning, counted, objective_of, tuned_metrics
@@ -36,6 +38,9 @@ from planner.plan import AnalystRecord, EvidenceRef, Plan
 from planner.probes.descent import SMALLEST_GAIN, Descent, evidence_point, neutral_text
 from planner.probes.factor_space import FactorSpace
 from planner.probes.natural_steps import Step, leave_one_out_of_step, next_step
+
+if TYPE_CHECKING:
+    from torch.nn import Parameter
 
 __all__ = ["GUARDED_DRIFT_WEIGHT", "MOST", "MeasuredAnalyst", "Proposal", "Study"]
 
@@ -78,6 +83,14 @@ class Proposal:
     """Evaluations of the suite that were spent."""
 
 
+@dataclass(frozen=True)
+class Nothing:
+    """Why there is no plan, and what it cost to find out."""
+
+    note: str
+    evaluations: int = 0
+
+
 class MeasuredAnalyst:
     """Writes a plan of factor vectors from evidence."""
 
@@ -107,9 +120,12 @@ class MeasuredAnalyst:
         if not space.vectors or "scale" not in brief.policy.operations:
             return self._empty(brief, nothing_allowed_note(study.evidence))
         found = self._one_step(brief, space, count) if study.suite is None else self._tuned(brief, space, count)
-        if isinstance(found, str):
-            return self._empty(brief, found)
-        return self._proposal(brief, FactorPlan(found, study.evidence, study.measured, self._model), arrays_file)
+        if isinstance(found, Nothing):
+            return self._empty(brief, found.note, found.evaluations)
+        plan = FactorPlan(found, study.evidence, study.measured, self._model)
+        if not plan.vectors:
+            return self._empty(brief, rounded_away_note(found), found.tuned.evaluations if found.tuned else 0)
+        return self._proposal(brief, plan, arrays_file)
 
     @property
     def _drift_weight(self) -> float:
@@ -119,7 +135,7 @@ class MeasuredAnalyst:
         gates = study.suite.gates if study.suite else ()
         return GUARDED_DRIFT_WEIGHT if any(gate.rule in ("not_worse", "max_drift") for gate in gates) else 0.0
 
-    def _one_step(self, brief: Brief, space: FactorSpace, count: int) -> Found | str:
+    def _one_step(self, brief: Brief, space: FactorSpace, count: int) -> Found | Nothing:
         """From the evidence alone, or why not."""
         step = self._step(space)
         if step is not None and len(space.vectors) > count:
@@ -132,7 +148,7 @@ class MeasuredAnalyst:
             space = space.only([space.vectors[place].tensor for place in order])
             step = self._step(space)
         if step is None or not _agreed(step):
-            return no_step_note(self._study.evidence, step)
+            return Nothing(no_step_note(self._study.evidence, step))
         at = limit_by(brief.policy, brief.profile)(space, step.move)
         drift = neutral_text(self._study.measured, space, 1.0).drift(at)
         if drift > LARGEST_DRIFT:
@@ -145,7 +161,7 @@ class MeasuredAnalyst:
         penalty = neutral_text(measured, space, self._drift_weight) if self._drift_weight else None
         return next_step([point], measured.goal.coarse, penalty, np.zeros(space.size))
 
-    def _tuned(self, brief: Brief, space: FactorSpace, count: int) -> Found | str:
+    def _tuned(self, brief: Brief, space: FactorSpace, count: int) -> Found | Nothing:
         """With the model, on the suite; or why not."""
         from planner.evaluation import Scorer
         from planner.evaluation.pair import load_itself
@@ -163,9 +179,13 @@ class MeasuredAnalyst:
             scorer = Scorer(study.checkpoint, suite, metrics=tuned_metrics(suite), seed=study.evidence.seed, pair=pair)
             limit = limit_by(brief.policy, brief.profile)
             shapes = {name: tensor.shape for name, tensor in study.checkpoint.tensors.items()}
+            parameters = parameters_by_tensor(pair.baseline, shapes)
+            space = _loaded(space, parameters)
+            if not space.vectors:
+                return Nothing(nothing_allowed_note(study.evidence))
             descent = Descent(
                 model=pair.baseline,
-                parameters=parameters_by_tensor(pair.baseline, shapes),
+                parameters=parameters,
                 groups=groups,
                 measured=study.measured,
                 inverse_temperature=1 / study.evidence.objective.temperature,
@@ -175,19 +195,18 @@ class MeasuredAnalyst:
             )
             kept = descent.shortlist(space, count, tell=self._counted("choosing tensors", descent.tokens))
             tuned = Tuning(scorer, suite, study.budget, limit, self._tell).search(descent, kept)
-        step = self._step(kept)
-        if tuned.best is None or not tuned.significant or step is None:
-            return no_gain_note(suite, tuned, study.budget, self._drift_weight)
+        if tuned.best is None or not tuned.significant or tuned.step is None:
+            return Nothing(no_gain_note(suite, tuned, study.budget, self._drift_weight), tuned.evaluations)
         own = documents_of(study.evidence, study.path)
         shared = sum(document in own for document in suite.documents(objective_of(suite).text))
-        return Found(kept, tuned.best.at, step, self._drift_weight, tuned=tuned, suite=suite, shared=shared)
+        return Found(kept, tuned.best.at, tuned.step, self._drift_weight, tuned=tuned, suite=suite, shared=shared)
 
     def _counted(self, what: str, total: int) -> Callable[[int], None]:
         return counted(self._tell, what, total)
 
-    def _empty(self, brief: Brief, note: str) -> Proposal:
+    def _empty(self, brief: Brief, note: str, evaluations: int = 0) -> Proposal:
         plan = drafted(brief, AnalystRecord(kind="rules"), ())
-        return Proposal(plan.model_copy(update={"note": note, "evidence": self._reference}), None)
+        return Proposal(plan.model_copy(update={"note": note, "evidence": self._reference}), None, evaluations)
 
     @property
     def _reference(self) -> EvidenceRef:
@@ -203,7 +222,22 @@ class MeasuredAnalyst:
         )
         arrays = plan.arrays({"by": "planner propose --analyst rules", "evidence": evidence.id, "how": note})
         made = drafted(brief, AnalystRecord(kind="rules"), plan.modifications(file, arrays))
-        return Proposal(made.model_copy(update={"note": note, "evidence": self._reference}), arrays)
+        spent = found.tuned.evaluations if found.tuned else 0
+        return Proposal(made.model_copy(update={"note": note, "evidence": self._reference}), arrays, spent)
+
+
+def _loaded(space: FactorSpace, parameters: Mapping[str, Parameter]) -> FactorSpace:
+    """Without tensors that the loaded model has not as they are stored, or ties to others that would not change."""
+    from planner.evaluation.scoring import stored_copies
+
+    copies = stored_copies(parameters)
+    return space.only(
+        [
+            vector.tensor
+            for vector in space.vectors
+            if vector.tensor in parameters and set(copies.get(vector.tensor, vector.names)) == set(vector.names)
+        ]
+    )
 
 
 def _agreed(step: Step) -> bool:

@@ -16,6 +16,7 @@ __all__ = [
     "no_step_note",
     "nothing_allowed_note",
     "one_step_note",
+    "rounded_away_note",
     "tuned_note",
 ]
 
@@ -74,6 +75,14 @@ def no_gain_note(suite: Suite, tuned: Tuned, budget: int, drift_weight: float) -
     return (
         f"no calibrated gain was found: the best point changes the calibrated loss of {name} by {numbers}{adjusted}; "
         f"{spent}"
+    )
+
+
+def rounded_away_note(found: Found) -> str:
+    """The step is too small to be stored."""
+    return (
+        f"a step over {len(found.space.vectors)} tensors was found, but within the policy's limits it is so small that "
+        "rounding to the stored dtype leaves every weight as it is"
     )
 
 

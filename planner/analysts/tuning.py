@@ -20,6 +20,7 @@ from planner.evaluation.verdicts import Calibration, verdict_of
 from planner.evidence.measured import Floats
 from planner.probes.descent import Descent
 from planner.probes.factor_space import FactorSpace
+from planner.probes.natural_steps import Step
 
 __all__ = ["Candidate", "Tuned", "Tuning", "counted", "objective_of", "refused_by", "tuned_metrics"]
 
@@ -71,6 +72,8 @@ class Tuned:
     """Whether the calibrated loss is lower, as a verdict asks for it."""
     evaluations: int
     """Evaluations spent."""
+    step: Step | None
+    """The first step of the walk; None where there was none."""
     candidates: tuple[Candidate, ...]
     """Every point that was measured and finite, in order."""
     broken: int
@@ -103,6 +106,7 @@ class Tuning:
     tell: Tell = lambda _what, _done, _total: None
     found: list[Candidate] = field(default_factory=list)
     broken: int = 0
+    first: Step | None = None
 
     def search(self, descent: Descent, space: FactorSpace) -> Tuned:
         """Measure the points of a walk, then others near the best."""
@@ -119,7 +123,7 @@ class Tuning:
         if best is not None and p_holm is not None:
             verdict = verdict_of(best.calibration.comparison, p_holm)
             significant = verdict == "improved" and not best.calibration.at_limit
-        return Tuned(best, p_holm, significant, self.scorer.spent, tuple(self.found), self.broken)
+        return Tuned(best, p_holm, significant, self.scorer.spent, self.first, tuple(self.found), self.broken)
 
     @property
     def best(self) -> Candidate | None:
@@ -134,6 +138,7 @@ class Tuning:
         waiting = 0
         with closing(descent.walk(space, tell=counted(self.tell, "measuring sensitivities", descent.tokens))) as walk:
             for number, waypoint in enumerate(walk, start=1):
+                self.first = self.first or waypoint.step
                 before = self.best
                 self.measure(space, waypoint.at, steps=number, strength=1.0)
                 waiting = 0 if self.best is not before or before is None else waiting + 1

@@ -125,7 +125,7 @@ class Scorer:
         self._metrics = [metric for metric in suite.metrics if metrics is None or metric.name in metrics]
         self._neutral = drift_job(suite)
         self.spent = 0
-        with quiet():
+        with quiet(pair.baseline if pair else None):
             self._pair = pair or load_itself(checkpoint.path)
             shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
             self._parameters: dict[str, Parameter] = parameters_by_tensor(self._pair.baseline, shapes)
@@ -161,7 +161,7 @@ class Scorer:
         self._require_possible(changes)
         found: dict[Job, Losses] = {}
         counts: DriftCounts | None = None
-        with quiet():
+        with quiet(self._pair.baseline):
             if drift:
                 losses, counts = self._beside(changes, step)
                 found[self._neutral] = losses
@@ -187,7 +187,7 @@ class Scorer:
         """
         job = self._job(metric)
         ids = self._ids[job]
-        with quiet():
+        with quiet(self._pair.baseline):
             # A third of the usual batch, and at least two: every document gets other neighbours, and other padding.
             total = sum(len(document) - 1 for document in ids)
             again = self._alone(

@@ -37,8 +37,11 @@ def cores() -> int:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Offline, without warnings and progress bars of transformers, on all cores; everything as before afterwards."""
+def quiet(model: Any = None) -> Iterator[None]:
+    """Offline, without warnings and progress bars of transformers; everything as before afterwards.
+
+    On all cores, or on as many as suit `model`, or the model that is loaded within.
+    """
     import torch
     from transformers.utils import logging
 
@@ -46,7 +49,7 @@ def quiet() -> Iterator[None]:
     threads, offline = torch.get_num_threads(), os.environ.get("HF_HUB_OFFLINE")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    torch.set_num_threads(cores())
+    torch.set_num_threads(cores() if model is None else _threads_for(model))
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
         with warnings.catch_warnings():
@@ -98,14 +101,17 @@ def load_model(path: Path, *, dtype: Any = None) -> Any:
             f"{path} lacks {len(missing)} tensors that its model needs, such as {missing[0]}",
             hint="the checkpoint is incomplete; nothing was measured",
         )
-    if sum(parameter.numel() for parameter in model.parameters()) < _SMALL:
-        torch.set_num_threads(1)  # until `quiet` ends
+    torch.set_num_threads(_threads_for(model))  # until `quiet` ends
     return model.eval()
 
 
 _SMALL = 2**23
 """Parameters below which threads spend more time waiting for each other than they save: twice, on two cores."""
 _TOKENIZER_FILES = ("tokenizer.*", "vocab.*", "spiece.model", "sentencepiece*", "*.tiktoken", "tekken.json")
+
+
+def _threads_for(model: Any) -> int:
+    return 1 if sum(parameter.numel() for parameter in model.parameters()) < _SMALL else cores()
 
 
 def load_tokenizer(path: Path) -> Any:

@@ -19,7 +19,7 @@ from planner.evidence.measured import Floats, SetName
 from planner.inference import overlaid
 from planner.probes.factor_space import FactorSpace
 from planner.probes.measuring import Machine
-from planner.probes.natural_steps import DriftPenalty, Point, leave_one_out, next_step
+from planner.probes.natural_steps import DriftPenalty, Point, Step, leave_one_out, next_step
 from planner.probes.tasks import Group
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ class Waypoint:
 
     at: Floats
     """[n]: the logs of all factors."""
-    gain: float
-    """What its last step was predicted to take off the loss, on documents that did not choose it, nats."""
+    step: Step
+    """The step that led to it, with what it was predicted to gain."""
 
 
 def evidence_point(measured: Measured, space: FactorSpace) -> Point:
@@ -136,7 +136,7 @@ class Descent:
                     return
                 at = self.limit(space, at + step.move)
                 inverse_temperature *= float(np.exp(step.temperature))
-                yield Waypoint(at, step.gain), inverse_temperature
+                yield Waypoint(at, step), inverse_temperature
 
     @contextmanager
     def _machine(self, space: FactorSpace) -> Iterator[Machine]:

@@ -173,13 +173,13 @@ def test_nothing_is_claimed_where_nothing_was_found(propose, tmp_path, profile):
     path = measure(folder, TINY, stories, stories)
     study = study_of(path)
     hopeful = tuple(c.model_copy(update={"hopeless": False}) for c in study.evidence.ceilings)
-    study = study_of(path, suite=suite_in(tmp_path, documents("stories.search", 0, 24)), budget=5, most=68)
+    study = study_of(path, suite=suite_in(tmp_path, documents("stories.search", 0, 24)), budget=3, most=68)
     object.__setattr__(study, "evidence", study.evidence.model_copy(update={"ceilings": hopeful}))
     brief = brief_for(tmp_path, path, profile=profile)
     proposal = MeasuredAnalyst(study).propose(brief, arrays_file=FILE)
     assert proposal.plan.modifications == ()
     assert "no calibrated gain was found" in proposal.plan.note
-    assert "of 5 evaluations" in proposal.plan.note
+    assert "of 3 evaluations" in proposal.plan.note
 
 
 @pytest.mark.parametrize("limit", [0.004, 0.0])
@@ -190,7 +190,7 @@ def test_a_gate_is_what_a_plan_has_to_pass(propose, tmp_path, limit):
     )
     guard = documents("stories.search", 0, 20)
     suite = suite_in(tmp_path, documents("inventory.search", 0, 40), guard=guard, extra=extra)
-    plan, report = propose(suite=suite, budget=8, most=68)
+    plan, report = propose(suite=suite, budget=5, most=68)
     assert report.accepted
     if limit:
         assert plan.modifications
@@ -205,7 +205,39 @@ def test_a_gate_is_what_a_plan_has_to_pass(propose, tmp_path, limit):
     else:
         assert plan.modifications == ()
         assert "no plan was found that the suite lets pass" in plan.note
-        assert "of 8 evaluations" in plan.note
+        assert "of 5 evaluations" in plan.note
+
+
+def test_steps_that_rounding_undoes_are_not_proposed(propose):
+    plan, _ = propose(policy={"largest_relative_change": 1e-4})
+    assert plan.modifications == ()
+    assert "leaves every weight as it is" in plan.note
+
+
+@pytest.mark.parametrize("kind", ["against", "choices"])
+def test_other_goals_than_a_text_are_read_again_as_well(profile, tmp_path, kind):
+    folder = tmp_path / "evidence"
+    folder.mkdir()
+    stories, lists = documents("stories.calibration", 0, 9), documents("inventory.calibration", 0, 7)
+    if kind == "against":
+        (folder / "against.json").write_text(json.dumps(stories))
+        options = {"against": folder / "against.json"}
+    else:
+        lines = [
+            {"prompt": one[:40], "choices": [one[40:60], two[40:60]], "answer": 0}
+            for one, two in zip(lists, stories[:7], strict=True)
+        ]
+        (folder / "choices.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        options = {"choices": folder / "choices.jsonl", "goal_text": None}
+    path = measure(folder, TINY, lists, stories[:5], max_tokens=24, groups=5, **options)
+    study = study_of(path)
+    hopeful = tuple(c.model_copy(update={"hopeless": False}) for c in study.evidence.ceilings)
+    suite = suite_in(tmp_path, documents("inventory.search", 0, 8))
+    study = study_of(path, suite=suite, budget=2, most=68)
+    object.__setattr__(study, "evidence", study.evidence.model_copy(update={"ceilings": hopeful}))
+    proposal = MeasuredAnalyst(study).propose(brief_for(tmp_path, path, profile=profile), arrays_file=FILE)
+    assert proposal.evaluations <= 2
+    assert f"{proposal.evaluations} of 2 evaluations" in proposal.plan.note
 
 
 def test_evidence_of_other_weights_is_refused(evidence, tmp_path):

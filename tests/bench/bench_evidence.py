@@ -160,7 +160,7 @@ class Bench:
         self.line("rows, 1 step", self.values(alone), 0, took)
         self.whole_tensors(path)
         rules, took = self.proposed(path, tuned=True)
-        self.line("rules", self.values(rules), BUDGET, took)
+        self.line("rules", self.values(rules), rules.evaluations, took)
         self.random_plans(rules)
         if optuna:
             self.tpe(optuna)
