@@ -93,8 +93,9 @@ def one_step_note(found: Found, prediction: Prediction, evidence: EvidenceFile, 
     return (
         f"One natural-gradient step over {count} tensors, from the evidence alone; nothing was run. Predicted for "
         f"documents that did not choose it: {-found.step.gain:+.4f} nats per {_unit(evidence)} of calibrated loss, "
-        f"penalty included ({agreeing} of {len(found.step.by_part)} parts of the documents agree). Predicted drift "
-        f"{prediction.drift:.3g} nats per token; drift weight {found.drift_weight:g}.{trusted} Measure it: "
+        f"penalty included ({agreeing} of {len(found.step.by_part)} parts of the documents agree). Also predicted: "
+        f"{prediction.raw.difference:+.4f} of the raw loss, and a drift of {prediction.drift:.3g} nats per token; drift "
+        f"weight {found.drift_weight:g}.{trusted} Measure it: "
         "planner evaluate, or tune it: --tune SUITE."
     )
 

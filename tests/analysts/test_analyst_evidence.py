@@ -98,11 +98,11 @@ def test_one_step_from_the_arrays_alone_helps_on_other_documents(propose, tmp_pa
 def test_tuning_helps_more_and_keeps_to_its_budget(propose, tmp_path):
     suite = suite_in(tmp_path, documents("inventory.search", 0, 40))
     told = []
-    plan, report = propose(suite=suite, budget=6, most=68, tell=lambda *what: told.append(what))
+    plan, report = propose(suite=suite, budget=3, most=68, tell=lambda *what: told.append(what))
     assert report.accepted, report.problems
-    assert "of 6 evaluations" in plan.note
+    assert "of 3 evaluations" in plan.note
     spent = {what for what, _, _ in told if what.startswith("evaluation")}
-    assert 2 <= len(spent) <= 6
+    assert 2 <= len(spent) <= 3
     assert all(done <= total for _, done, total in told if total)
     held_out = documents("inventory.heldout", 0, 60)
     found = scored(plan, tmp_path, held_out)
@@ -229,7 +229,7 @@ def test_other_goals_than_a_text_are_read_again_as_well(profile, tmp_path, kind)
         ]
         (folder / "choices.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         options = {"choices": folder / "choices.jsonl", "goal_text": None}
-    path = measure(folder, TINY, lists, stories[:5], max_tokens=24, groups=5, **options)
+    path = measure(folder, TINY, lists, stories[:5], max_tokens=24, groups=8, **options)
     study = study_of(path)
     hopeful = tuple(c.model_copy(update={"hopeless": False}) for c in study.evidence.ceilings)
     suite = suite_in(tmp_path, documents("inventory.search", 0, 8))

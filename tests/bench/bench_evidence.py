@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from planner.analysts import Brief, MeasuredAnalyst, Study
-from planner.analysts.measured import Proposal
+from planner.analysts.measured import GUARDED_DRIFT_WEIGHT, Proposal
 from planner.checkpoint import Checkpoint, open_checkpoint
 from planner.dtypes import float_dtype
 from planner.edits import combined, new_values, resolved, stored_values, surroundings_of
@@ -190,7 +190,9 @@ class Bench:
             check=lambda plan: check(plan, self.checkpoint, self.profile, policy, folder=self.folder, evidence=known),
         )
         suite = self.suite if tuned else None
-        study = Study(self.checkpoint, path, *known, suite=suite, budget=BUDGET)
+        # Without a suite nothing says that harm counts.
+        weight = GUARDED_DRIFT_WEIGHT if self.case.margin is not None else None
+        study = Study(self.checkpoint, path, *known, suite=suite, budget=BUDGET, drift_weight=weight)
         file = f"{'tuned' if tuned else 'alone'}.factors.safetensors"
         proposal = MeasuredAnalyst(study).propose(brief, arrays_file=file)
         if proposal.arrays is not None:
