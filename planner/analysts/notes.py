@@ -48,10 +48,8 @@ def no_step_note(evidence: EvidenceFile, step: Step | None) -> str:
         why = "what one part of the documents proposes, the others do not bear out"
     else:
         agreeing = int((step.by_part.sum(axis=1) > 0).sum())
-        why = (
-            f"a step is predicted to gain {step.gain:.2g} nats on documents that did not choose it, and {agreeing} of "
-            f"{len(step.by_part)} parts of the documents agree"
-        )
+        parts = len(step.by_part)
+        why = f"the parts of the documents do not agree: a step that helps by {agreeing} of {parts} hurts by the others"
     return f"no calibrated gain was found in the evidence of {evidence.groups} groups of documents: {why}"
 
 
@@ -94,8 +92,8 @@ def one_step_note(found: Found, prediction: Prediction, evidence: EvidenceFile, 
         f"One natural-gradient step over {count} tensors, from the evidence alone; nothing was run. Predicted for "
         f"documents that did not choose it: {-found.step.gain:+.4f} nats per {_unit(evidence)} of calibrated loss, "
         f"penalty included ({agreeing} of {len(found.step.by_part)} parts of the documents agree). Also predicted: "
-        f"{prediction.raw.difference:+.4f} of the raw loss, and a drift of {prediction.drift:.3g} nats per token; drift "
-        f"weight {found.drift_weight:g}.{trusted} Measure it: "
+        f"{prediction.raw.difference:+.4f} of the raw loss, and a drift of {prediction.drift:.3g} nats per token; "
+        f"drift weight {found.drift_weight:g}.{trusted} Measure it: "
         "planner evaluate, or tune it: --tune SUITE."
     )
 

@@ -98,11 +98,15 @@ def _show_reasons(report: CheckReport, screen: Screen) -> None:
     for checked in report.modifications:
         for note in checked.notes:
             screen.prose(f"{checked.id}: {note}", indent=0)
+    files: dict[str, dict[str, str]] = {}  # what a file says of itself is said once
+    for checked in report.modifications:
         for array in checked.arrays:
             made = "; ".join(f"{key}: {value}" for key, value in array.metadata.items() if key != "format")
-            screen.show(
-                f"{checked.id}: {array.array} of {array.file}, {array.digest[:19]}{'; ' + made if made else ''}"
-            )
+            said = f"{array.file}, {array.digest[:19]}{'; ' + made if made else ''}"
+            files.setdefault(said, {}).setdefault(checked.id, array.array)
+    for said, arrays in files.items():
+        which = f"{next(iter(arrays.values()))} of " if len(arrays) == 1 else "arrays of "
+        screen.prose(f"{_listed(list(arrays))}: {which}{said}", indent=0)
 
 
 def _show_whole(report: CheckReport, screen: Screen) -> None:
@@ -119,14 +123,15 @@ def _show_prediction(found: Prediction, screen: Screen) -> None:
     """What the evidence predicts, whether to believe it, which modifications are one edit."""
     screen.show(
         f"predicted from the evidence: loss {_nats(found.raw)} raw, {_nats(found.calibrated)} calibrated; "
-        f"drift {found.drift:.2g} nats a token"
+        f"drift {found.drift:.2g}{'' if found.drift_se is None else f' ± {found.drift_se:.1g}'} nats a token"
     )
     screen.prose(("to be trusted: " if found.trusted else "NOT to be trusted: ") + found.why, indent=4)
     count = len(found.modifications)
     if count > 1:
         screen.show(f"    {count} modifications are {found.independent} different edits")
     for same in found.same:
-        screen.prose(f"the same edit, each time: {_listed(same)}", indent=4)
+        together = ", and together they cancel" if same in found.cancelling else ""
+        screen.prose(f"the same edit, each time: {_listed(same)}{together}", indent=4)
     if found.temperature_share > _MOSTLY:
         screen.show(f"    {found.temperature_share:.0%} of it is what a change of temperature would do")
     if count > 1:

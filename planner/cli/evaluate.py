@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from planner.cli.check import EvidenceOption
 from planner.cli.given import Json, ModelArgument
 
 if TYPE_CHECKING:
@@ -26,7 +25,10 @@ def command(
     controls: Annotated[
         int, typer.Option(min=0, max=1000, help="Random plans of the same strengths to compare with; 0 for none.")
     ] = 39,
-    evidence: EvidenceOption = None,
+    evidence: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What was predicted; default: the evidence that --plan names, beside it."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of resampling, permutations and random plans.")] = 0,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the evaluation here.")] = None,
     as_json: Json = False,
@@ -44,6 +46,7 @@ def command(
     if out:
         fsio.require_folder_of(out)
     loaded = load_suite(suite)
+    evidence = evidence or (_evidence_of(plan) if plan else None)
     known = known_evidence(evidence) if evidence else None
     before, after = checkpoint_at(baseline), checkpoint_at(model)
     sides = [Side(name=c.name, fingerprint=profiled(c, screen).fingerprint) for c in (before, after)]
@@ -70,6 +73,14 @@ def command(
     screen.emit(found)
     show_evaluation(found, screen)
     return 0 if found.accepted else GateRefused.exit_status
+
+
+def _evidence_of(plan: Path) -> Path | None:
+    """The evidence that the plan names, if it lies beside it."""
+    from planner.cli.given import plan_at
+
+    named = plan_at(plan).evidence
+    return plan.parent / named.file if named and (plan.parent / named.file).is_file() else None
 
 
 def show_evaluation(found: Evaluation, screen: Screen) -> None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from planner.plan import Plan
 
 
+_SHOWN = 6
+
+
 def command(
     model: ModelArgument,
     goal: Annotated[str, typer.Option(callback=at_most(2048), help="What you want from the model, in a sentence.")],
@@ -123,7 +126,9 @@ def command(
 
 def _require_together(*, evidence: Path | None, tune: Path | None, drift_weight: float | None, llm: object) -> None:
     if evidence and llm:
-        raise UsageError("--evidence is for the rules, not for a language model", hint="leave out --llm and --base-url")
+        raise UsageError(
+            "--evidence is for the rules, not for a language model", hint="--analyst rules, and no --llm or --base-url"
+        )
     if not evidence and (tune or drift_weight is not None):
         option = "--tune" if tune else "--drift-weight"
         raise UsageError(f"{option} needs --evidence", hint="measure it with planner probe")
@@ -152,7 +157,7 @@ def _print(plan: Plan, choice: AnalystChoice, screen: Screen) -> None:
 
     count = len(plan.modifications)
     screen.show(f"{count or 'no'} modification{'' if count == 1 else 's'} by {choice.kind}: {plan.note}")
-    for modification in plan.modifications:
+    for modification in plan.modifications[:_SHOWN]:
         target = modification.target
         where = " ".join([*(target.tensors or ()), *(target.roles or ())])
         where += f" layers {target.layers}" if target.layers else ""
@@ -161,3 +166,6 @@ def _print(plan: Plan, choice: AnalystChoice, screen: Screen) -> None:
         screen.show(f"     on {where}")
         screen.prose(modification.reasoning, indent=5)
         screen.prose(f"confidence {modification.confidence:g}; expects: {modification.expected_impact}", indent=5)
+    if count > _SHOWN:
+        screen.show()
+        screen.show(f"and {count - _SHOWN} more in the plan: {plan.note.partition(';')[0]}")

@@ -55,6 +55,7 @@ def check(
     known = None if isinstance(known, str) else known
     if known and known[0].checkpoint.fingerprint != profile.fingerprint:
         found.append(found_in.stale_evidence(known[0], profile))
+        missing = f"it is about other weights, those of {known[0].checkpoint.name}"
         known = None
     edits: list[ModificationEdits] = []
     previews: dict[str, dict[str, Preview]] = {}

@@ -56,7 +56,8 @@ def stale_evidence(evidence: EvidenceFile, profile: Profile) -> Problem:
     return problem(
         None,
         "stale-evidence",
-        f"the evidence was measured on {evidence.checkpoint.fingerprint[:19]}, this is {profile.fingerprint[:19]}",
+        f"the evidence was measured on {evidence.checkpoint.name}, {evidence.checkpoint.fingerprint[:19]}; this is "
+        f"{profile.fingerprint[:19]}",
         "measure anew: planner probe",
     )
 

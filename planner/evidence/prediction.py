@@ -78,12 +78,16 @@ class Prediction(Record):
     """The objective with the temperature refitted before and after."""
     drift: float
     """KL divergence from the model as it is, on the drift text, nats per token."""
+    drift_se: float | None
+    """Its standard error over documents; null with fewer than two groups of them."""
     temperature_share: float
     """How much of what it does to the predictions of the goal text a change of temperature would do too, 0 to 1."""
     independent: int
     """How many different edits its modifications are."""
     same: tuple[tuple[str, ...], ...]
     """Modifications that are one and the same edit, up to its size."""
+    cancelling: tuple[tuple[str, ...], ...]
+    """Those of `same` that together change nothing."""
     trusted: bool
     """Whether the plan stays where such predictions were found to hold."""
     why: str
@@ -116,15 +120,19 @@ def predict(
     temperature = _temperature(measured, along.goal)
     every = np.ones(len(names))
     single = [np.eye(len(names))[n] for n in range(len(names))]
+    scores = np.concatenate([along.fisher_raw, along.fisher_drift])
+    same = _same(scores, names)
     trusted, why = _trust(moves, _drift(along, every), not_predicted)
     return Prediction(
         evidence=evidence.id,
         raw=_raw(along, every),
         calibrated=_calibrated(along, every),
         drift=_drift(along, every),
+        drift_se=_drift_se(along, every),
         temperature_share=_share(along.fisher_raw @ every, temperature),
-        independent=rank_of(np.concatenate([along.fisher_raw, along.fisher_drift])) if names else 0,
-        same=_same(np.concatenate([along.fisher_raw, along.fisher_drift]), names),
+        independent=rank_of(scores) if names else 0,
+        same=same,
+        cancelling=tuple(each for each in same if _cancels(scores[:, [names.index(name) for name in each]])),
         trusted=trusted,
         why=why,
         modifications=tuple(
@@ -170,6 +178,12 @@ def _drift(along: Quadratic, weights: Floats) -> float:
     return float(0.5 * scores @ scores)
 
 
+def _drift_se(along: Quadratic, weights: Floats) -> float | None:
+    squares = 0.5 * (along.fisher_drift @ weights) ** 2 * along.drift_groups.totals
+    error = along.drift_groups.standard_error(squares[:, None])
+    return None if error is None else float(error[0])
+
+
 def _share(scores: Floats, temperature: Floats) -> float:
     lengths = float(scores @ scores) * float(temperature @ temperature)
     return min(float(scores @ temperature) ** 2 / lengths, 1.0) if lengths > 0 else 0.0
@@ -189,6 +203,10 @@ def _same(scores: Floats, names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
             found.append(tuple(names[n] for n in mine))
         left = [n for n in left if n not in mine]
     return tuple(found)
+
+
+def _cancels(scores: Floats) -> bool:
+    return bool(np.linalg.norm(scores.sum(axis=1)) <= 10 * _SAME * np.linalg.norm(scores, axis=0).max())
 
 
 def _trust(moves: Mapping[str, Sequence[Move]], drift: float, not_predicted: Mapping[str, str]) -> tuple[bool, str]:

@@ -35,7 +35,7 @@ def read_text_file(path: Path) -> bytes:
     except OSError as error:
         raise FileUnreadable(
             f"cannot read {path}: {error.strerror or error}",
-            hint="check the path; a text is named relative to the file that names it",
+            hint="check the path; in a suite or a pipeline it is relative to that file",
         ) from None
     try:
         data.decode("utf-8-sig")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from planner.analysts import AnalystChoice
 from planner.errors import PipelineInvalid
@@ -93,6 +93,14 @@ class Pipeline(Record):
     text of one metric. 0 for none."""
     seed: int = Field(default=0, ge=0)
     """Of the evaluation: its bootstrap, its permutation test and its random plans."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.probe and self.analyst.kind != "rules":
+            raise ValueError("only the rules work from what [probe] measures; leave it out, or say kind = 'rules'")
+        if self.tune.suite and not self.probe:
+            raise ValueError("[tune] needs [probe]: there is nothing to choose the strength of")
+        return self
 
 
 class Started(Record):

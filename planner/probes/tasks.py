@@ -111,16 +111,22 @@ def load_questions(path: Path) -> tuple[str, tuple[Question, ...]]:
             first = error.errors(include_url=False)[0]
             problems.append(f"line {number}: {'.'.join(map(str, first['loc']))}: {first['msg']}")
         else:
-            if question.answer < len(question.choices) and all(question.choices):
+            if question.answer < len(question.choices) and all(question.choices) and _differ(question.choices):
                 found.append(question)
             else:
-                problems.append(f"line {number}: the answer is none of its choices, or a choice is empty")
+                problems.append(
+                    f"line {number}: the answer is none of its choices, or a choice is empty or stands twice"
+                )
     if problems or not found:
         shown = "; ".join(problems[:10]) or "it holds no question"
         raise TextInvalid(
             f"{path}: {shown}", hint='a question a line: {"prompt": "…", "choices": ["…", "…"], "answer": 0}'
         )
     return f"blake3:{blake3(data).hexdigest()}", tuple(found)
+
+
+def _differ(choices: Sequence[str]) -> bool:
+    return len(set(choices)) == len(choices)
 
 
 def text_groups(
