@@ -11,8 +11,9 @@ from pydantic import Field, model_validator
 from planner import fsio
 from planner.analysts.base import Brief
 from planner.analysts.llm import LLMAnalyst
-from planner.analysts.measured import MeasuredAnalyst, Study, Tell
+from planner.analysts.measured import MeasuredAnalyst, Study
 from planner.analysts.rules import RulesAnalyst
+from planner.analysts.tuning import Tell
 from planner.errors import NoValidPlan
 from planner.llm import client_for, secrets_in
 from planner.plan import Plan, write_plan

@@ -27,11 +27,11 @@ from planner.analysts.notes import (
     rounded_away_note,
     tuned_note,
 )
-from planner.analysts.tuning import Tuning, counted, objective_of, tuned_metrics
+from planner.analysts.tuning import Tell, Tuning, counted, tuned_metrics
 from planner.architecture import ModelMap, map_of
 from planner.checkpoint import Checkpoint
 from planner.errors import EvidenceUnusable
-from planner.evaluation import Suite
+from planner.evaluation import Suite, decisive_metric
 from planner.evidence import EvidenceFile, Measured
 from planner.evidence.prediction import LARGEST_DRIFT
 from planner.plan import AnalystRecord, EvidenceRef, Plan
@@ -49,8 +49,6 @@ MOST = 44
 _MOST_PARTS = 0.8
 GUARDED_DRIFT_WEIGHT = 3.0
 """How much a nat of predicted drift counts against a nat of loss where the suite has a gate against harm."""
-
-Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +196,7 @@ class MeasuredAnalyst:
         if tuned.best is None or not tuned.significant or tuned.step is None:
             return Nothing(no_gain_note(suite, tuned, study.budget, self._drift_weight), tuned.evaluations)
         own = documents_of(study.evidence, study.path)
-        shared = sum(document in own for document in suite.documents(objective_of(suite).text))
+        shared = sum(document in own for document in suite.documents(decisive_metric(suite).text))
         return Found(kept, tuned.best.at, tuned.step, self._drift_weight, tuned=tuned, suite=suite, shared=shared)
 
     def _counted(self, what: str, total: int) -> Callable[[int], None]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from planner.analysts.factor_plan import Found
-from planner.analysts.tuning import Tuned, objective_of
-from planner.evaluation import Suite
+from planner.analysts.tuning import Tuned
+from planner.evaluation import Suite, decisive_metric
 from planner.evaluation.statistics import Comparison
 from planner.evidence import EvidenceFile
 from planner.evidence.prediction import Prediction
@@ -55,7 +55,7 @@ def no_step_note(evidence: EvidenceFile, step: Step | None) -> str:
 
 def no_gain_note(suite: Suite, tuned: Tuned, budget: int, drift_weight: float) -> str:
     """Tuning found nothing that counts."""
-    name = objective_of(suite).name
+    name = decisive_metric(suite).name
     spent = f"{tuned.evaluations} of {budget} evaluations of {suite.name} were spent (drift weight {drift_weight:g})"
     best = min(tuned.candidates, key=lambda candidate: candidate.loss, default=None)
     if tuned.evaluations == 0:
@@ -116,7 +116,7 @@ def tuned_note(found: Found, budget: int, count: int) -> str:
     return (
         f"{best.steps} natural-gradient step{'s' if best.steps > 1 else ''} over {count} tensors, strength "
         f"{best.strength:.3g}; {tuned.evaluations} of {budget} evaluations of {suite.name} were spent. On it, "
-        f"{objective_of(suite).name}: calibrated {_difference(best.calibration.comparison)}, p = "
+        f"{decisive_metric(suite).name}: calibrated {_difference(best.calibration.comparison)}, p = "
         f"{best.calibration.comparison.p_value:.2g}{p_holm}; raw {_difference(best.raw)}; best temperature "
         f"{before:.3g} before, {after:.3g} after. Drift on {suite.drift.text}: {drift}; drift weight "
         f"{found.drift_weight:g}.{shared} The strength was chosen on these documents: evaluate the result on others."

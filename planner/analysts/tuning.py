@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from planner.evaluation import Metric, Score, Scorer, Suite
+from planner.evaluation import Score, Scorer, Suite, decisive_metric
 from planner.evaluation.gates import DEFAULT_MARGIN
 from planner.evaluation.statistics import Comparison, holm
 from planner.evaluation.verdicts import Calibration, verdict_of
@@ -22,7 +22,7 @@ from planner.probes.descent import Descent
 from planner.probes.factor_space import FactorSpace
 from planner.probes.natural_steps import Step
 
-__all__ = ["Candidate", "Tuned", "Tuning", "counted", "objective_of", "refused_by", "tuned_metrics"]
+__all__ = ["Candidate", "Tell", "Tuned", "Tuning", "counted", "refused_by", "tuned_metrics"]
 
 _SHORTER = 0.85
 _STRENGTHS_EACH_WAY = 4
@@ -80,16 +80,10 @@ class Tuned:
     """Points whose loss was not finite."""
 
 
-def objective_of(suite: Suite) -> Metric:
-    """The metric that is lowered: the first with a gate `improved`, else the first of the suite."""
-    wanted = [gate.metric for gate in suite.gates if gate.rule == "improved"]
-    return next((metric for metric in suite.metrics if wanted and metric.name == wanted[0]), suite.metrics[0])
-
-
 def tuned_metrics(suite: Suite) -> frozenset[str]:
     """The metrics that a candidate is measured on: the objective, and those that may not get worse."""
     guarded = [gate.metric for gate in suite.gates if gate.rule == "not_worse" and gate.metric]
-    return frozenset([objective_of(suite).name, *guarded])
+    return frozenset([decisive_metric(suite).name, *guarded])
 
 
 @dataclass(eq=False)
@@ -215,7 +209,7 @@ class Tuning:
         at = self.limit(space, at)
         asked = any(gate.rule == "max_drift" for gate in self.suite.gates)
         score = self._scored(space, at, drift=asked)
-        objective = score.metrics[objective_of(self.suite).name]
+        objective = score.metrics[decisive_metric(self.suite).name]
         if objective.raw is None or objective.calibrated is None:
             self.broken += 1
             return None
@@ -234,7 +228,7 @@ class Tuning:
 
 def refused_by(suite: Suite, score: Score) -> str | None:
     """The first rule that a score breaks, in words; None where it breaks none."""
-    objective = objective_of(suite).name
+    objective = decisive_metric(suite).name
     raw = score.metrics[objective].raw
     if raw is None:
         return f"the loss of {objective} is not finite"

@@ -89,16 +89,7 @@ def of_modification(
             message = f"it cites {cited.tensor!r}, which is not here"
             yield problem(modification, "evidence-mismatch", message, "cite what is")
             continue
-        found = _fact(tensor, cited.fact)
-        if isinstance(found, str):
-            yield problem(modification, "evidence-mismatch", found, "cite a statistic of the profile")
-        elif not _same(cited.value, found):
-            yield problem(
-                modification,
-                "evidence-mismatch",
-                f"it cites {cited.fact} = {cited.value} of {cited.tensor}; the profile says {found}",
-                f"cite the measured value, within {EVIDENCE_TOLERANCE:.0%}",
-            )
+        yield from _compared(modification, cited, _fact(tensor, cited.fact), "profile", "statistic")
 
 
 def _measurement(
@@ -110,14 +101,20 @@ def _measurement(
             message = f"it cites {cited.fact}, and there is no evidence to compare that with"
             yield problem(modification, "evidence-mismatch", message, "give --evidence, or cite the profile")
         return
-    found = fact_of(evidence, cited.tensor, cited.fact)
+    yield from _compared(modification, cited, fact_of(evidence, cited.tensor, cited.fact), "evidence", "fact")
+
+
+def _compared(
+    modification: Modification, cited: Evidence, found: float | str | None, where: str, what: str
+) -> Iterator[Problem]:
+    """A cited value beside the one found; `found` is a sentence where there is none."""
     if isinstance(found, str):
-        yield problem(modification, "evidence-mismatch", found, "cite a fact of the evidence")
+        yield problem(modification, "evidence-mismatch", found, f"cite a {what} of the {where}")
     elif not _same(cited.value, found):
         yield problem(
             modification,
             "evidence-mismatch",
-            f"it cites {cited.fact} = {cited.value} of {cited.tensor}; the evidence says {found}",
+            f"it cites {cited.fact} = {cited.value} of {cited.tensor}; the {where} says {found}",
             f"cite the measured value, within {EVIDENCE_TOLERANCE:.0%}",
         )
 

@@ -5,7 +5,7 @@ Importing this package loads neither torch nor transformers; `evaluate` does.
 
 from __future__ import annotations
 
-from planner.evaluation.controls import Wanted
+from planner.evaluation.controls import Wanted, decisive_metric
 from planner.evaluation.evaluate import Progress, evaluate
 from planner.evaluation.foretold import with_foretold
 from planner.evaluation.gates import judge
@@ -56,6 +56,7 @@ __all__ = [
     "Text",
     "TextIdentity",
     "Wanted",
+    "decisive_metric",
     "evaluate",
     "judge",
     "load_suite",

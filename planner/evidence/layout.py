@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from planner.edits.selecting import as_matrix
+
 __all__ = ["Layout", "Place"]
 
 
@@ -36,13 +38,7 @@ class Layout:
     @classmethod
     def of(cls, shapes: Mapping[str, Sequence[int]]) -> Layout:
         """For tensors of any shapes."""
-        matrices = {}
-        for name, shape in shapes.items():
-            rows = 1
-            for length in shape[:-1]:
-                rows *= length
-            matrices[name] = (rows, shape[-1] if shape else 1)
-        return cls(matrices)
+        return cls({name: as_matrix(shape) for name, shape in shapes.items()})
 
     @cached_property
     def places(self) -> dict[str, Place]:

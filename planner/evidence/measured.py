@@ -9,19 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.evidence.layout import Layout
 
-__all__ = ["Direction", "Floats", "Grouping", "Measured", "Scores", "SetName"]
+__all__ = ["SETS", "Direction", "Floats", "Grouping", "Measured", "Scores", "SetName"]
 
 Floats = NDArray[np.float64]
 SetName = Literal["raw", "calibrated", "fisher_raw", "fisher", "fisher_drift"]
 """raw, calibrated: derivatives of the loss with the real labels. The others: scores, with labels drawn from the model;
 raw at temperature one, the others but drift at the calibrated one. fisher_drift is of the drift text."""
+SETS: tuple[SetName, ...] = get_args(SetName)
 
 
 @dataclass(frozen=True, eq=False)

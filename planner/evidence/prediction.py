@@ -122,12 +122,13 @@ def predict(
     single = [np.eye(len(names))[n] for n in range(len(names))]
     scores = np.concatenate([along.fisher_raw, along.fisher_drift])
     same = _same(scores, names)
-    trusted, why = _trust(moves, _drift(along, every), not_predicted)
+    drift = _drift(along, every)
+    trusted, why = _trust(moves, drift, not_predicted)
     return Prediction(
         evidence=evidence.id,
         raw=_raw(along, every),
         calibrated=_calibrated(along, every),
-        drift=_drift(along, every),
+        drift=drift,
         drift_se=_drift_se(along, every),
         temperature_share=_share(along.fisher_raw @ every, temperature),
         independent=rank_of(scores) if names else 0,

@@ -13,6 +13,7 @@ chosen, and gains predicted, with the sum of the two, which is never less: then 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -87,9 +88,13 @@ class Quadratic:
         return cls._made(goal, drift, rows, temperature)
 
     @classmethod
-    def _made(cls, goal: Grouping, drift: Grouping, rows: object, temperature: object) -> Quadratic:
-        assert callable(rows)
-        assert callable(temperature)
+    def _made(
+        cls,
+        goal: Grouping,
+        drift: Grouping,
+        rows: Callable[[SetName], Floats],
+        temperature: Callable[[SetName], Floats],
+    ) -> Quadratic:
         scale = np.sqrt(goal.totals)[:, None]
         fisher, level = rows("fisher") / scale, temperature("fisher") / scale[:, 0]
         main = goal.side == 0

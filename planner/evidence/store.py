@@ -14,13 +14,11 @@ from planner import fsio
 from planner.edits.sidecar import Sidecar, Unsound, open_sidecar
 from planner.errors import EvidenceUnusable, StorageError, UsageError
 from planner.evidence.layout import Layout
-from planner.evidence.measured import Direction, Grouping, Measured, Scores, SetName
+from planner.evidence.measured import SETS, Direction, Grouping, Measured, Scores
 from planner.evidence.types import EVIDENCE_SCHEMA, ArraysRef, EvidenceFile
 from planner.inputs import read_text
 
 __all__ = ["arrays_bytes", "arrays_from", "arrays_path", "load_arrays", "read_evidence", "write_evidence"]
-
-SETS: tuple[SetName, ...] = ("raw", "calibrated", "fisher_raw", "fisher", "fisher_drift")
 
 
 def arrays_path(path: Path) -> Path:

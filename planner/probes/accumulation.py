@@ -16,7 +16,7 @@ from planner import fsio
 from planner.edits.sidecar import Unsound, open_sidecar
 from planner.errors import StorageError
 from planner.evidence import Grouping, Measured, Scores
-from planner.evidence.measured import Floats, SetName
+from planner.evidence.measured import SETS, Floats, SetName
 from planner.probes.measuring import Machine, Rows
 
 __all__ = ["Accumulation"]
@@ -24,7 +24,6 @@ __all__ = ["Accumulation"]
 _EVERY_S = 20.0
 _TIMES_SAVING = 20.0
 """Saving takes at most one part in so many of the time."""
-SETS: tuple[SetName, ...] = ("raw", "calibrated", "fisher_raw", "fisher", "fisher_drift")
 
 
 class Accumulation:

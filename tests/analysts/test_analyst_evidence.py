@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from studies import TINY, brief_for, documents, measure, study_of, suite_in
 
 from planner.analysts import MeasuredAnalyst
-from planner.analysts.tuning import objective_of, refused_by, tuned_metrics
+from planner.analysts.tuning import refused_by, tuned_metrics
 from planner.checkpoint import open_checkpoint
 from planner.edits import combined, new_values, resolved, surroundings_of
 from planner.errors import EvidenceUnusable
-from planner.evaluation import Scorer
+from planner.evaluation import Scorer, decisive_metric
 from planner.inference import loading
 from planner.profile import profile_checkpoint
 
@@ -297,10 +297,10 @@ def test_both_stored_copies_of_a_tied_tensor_change_alike(tmp_path):
 
 def test_what_a_suite_is_tuned_for():
     suite = suite_of_gates("improved", "second")
-    assert objective_of(suite).name == "second"
+    assert decisive_metric(suite).name == "second"
     assert tuned_metrics(suite) == {"second"}
     guarded = suite_of_gates("not_worse", "second")
-    assert objective_of(guarded).name == "first"
+    assert decisive_metric(guarded).name == "first"
     assert tuned_metrics(guarded) == {"first", "second"}
 
 
