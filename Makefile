@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CODE := planner tests examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-model test check format format-check lint types floors schemas schemas-check effects-sweep bench bench-profile bench-apply bench-evidence lock clean
+.PHONY: help demo demo-model test check format format-check lint types floors schemas schemas-check effects-sweep bench bench-profile bench-apply bench-evidence bench-analyst test-openai3 lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -34,6 +34,15 @@ demo-model: $(VENV)/.demo ## Train the bundled model again, from its seed (about
 
 test: $(VENV)/.dev ## Run the tests, with branch coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --cov --cov-report=term
+
+# The SDK's next major version stands on another HTTP library; litellm pins the one before, so it has a place of its own.
+$(VENV)/openai3/bin/python: $(VENV)/.dev
+	$(PYTHON) -m venv $(VENV)/openai3
+	$(VENV)/openai3/bin/python -m pip install --quiet --disable-pip-version-check 'openai>=3,<4' pytest hypothesis
+	$(VENV)/openai3/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+
+test-openai3: $(VENV)/openai3/bin/python ## Run the tests of the transport with openai 3
+	OMP_NUM_THREADS=1 $(VENV)/openai3/bin/python -m pytest -q tests/llm
 
 check: format-check lint types floors schemas-check test ## Everything CI checks
 
@@ -87,6 +96,9 @@ $(VENV)/optuna/bin/python: | $(BIN)/python
 
 bench-evidence: $(VENV)/.dev $(VENV)/optuna/bin/python ## Plans from evidence against temperature, random plans, TPE (about half an hour)
 	$(BIN)/python tests/bench/bench_evidence.py --optuna $(VENV)/optuna/bin/python
+
+bench-analyst: $(VENV)/.dev ## What the planner adds to each request to a language model (a minute)
+	$(BIN)/python tests/bench/bench_analyst.py
 
 lock: $(VENV)/.dev ## Write the versions of this environment into .ci/lock.txt
 	@{ head -n 1 .ci/lock.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > .ci/lock.new

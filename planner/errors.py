@@ -9,6 +9,7 @@
     │   ├── TextInvalid                  a file of documents that holds none, or something else
     │   ├── SuiteInvalid                 an evaluation suite that makes no sense
     │   ├── EvidenceUnusable             a file of evidence that is none, or not that of this checkpoint
+    │   ├── TranscriptUnusable           a transcript that is none, or of other questions
     │   ├── PolicyInvalid                a policy file that makes no sense
     │   ├── PipelineInvalid              a pipeline file that makes no sense
     │   └── NothingToRevert              the ledger holds no such patch
@@ -25,8 +26,10 @@
     │   ├── KeyMissing                   no API key in the environment
     │   ├── EndpointUnreachable          no connection, or no answer in time
     │   ├── EndpointRefused              the endpoint answered with an error
+    │   │   └── FeatureRefused           it does not know the tools or the answer format asked for
     │   ├── AnswerUnusable               an answer without usable text (empty, cut, refused)
     │   ├── NoValidPlan                  every answer had problems
+    │   ├── LimitReached                 tokens, cost, time or steps were used up first
     │   └── NetworkForbidden             PLANNER_OFFLINE is set
     ├── StorageError                 7   the disk said no
     │   ├── NoSpace                      it is full
@@ -52,52 +55,18 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+# fmt: off
 __all__ = [
-    "AdapterUnusable",
-    "AnalystFailed",
-    "AnswerNeeded",
-    "AnswerUnusable",
-    "ArrayUnusable",
-    "CheckpointError",
-    "ConfigMalformed",
-    "EndpointRefused",
-    "EndpointUnreachable",
-    "EvidenceUnusable",
-    "ExtraMissing",
-    "FileUnreadable",
-    "GateRefused",
-    "HeaderMalformed",
-    "Interrupted",
-    "KeyMissing",
-    "LedgerDamaged",
-    "Locked",
-    "NetworkForbidden",
-    "NoSpace",
-    "NoValidPlan",
-    "NotACheckpoint",
-    "NothingToRevert",
-    "OutputExists",
-    "PickleOnly",
-    "PipelineInvalid",
-    "PlanInvalid",
-    "PlanNotApproved",
-    "PlanRefused",
-    "PlanTooNew",
-    "PlannerError",
-    "PolicyInvalid",
-    "ReadOnly",
-    "ShardMissing",
-    "ShardTruncated",
-    "ShardsAmbiguous",
-    "StalePlan",
-    "StorageError",
-    "SuiteInvalid",
-    "TextInvalid",
-    "UnknownDtype",
-    "UnsafeInPlace",
-    "UsageError",
-    "VoidModification",
+    "AdapterUnusable", "AnalystFailed", "AnswerNeeded", "AnswerUnusable", "ArrayUnusable", "CheckpointError",
+    "ConfigMalformed", "EndpointRefused", "EndpointUnreachable", "EvidenceUnusable", "ExtraMissing",
+    "FeatureRefused", "FileUnreadable", "GateRefused", "HeaderMalformed", "Interrupted", "KeyMissing",
+    "LedgerDamaged", "LimitReached", "Locked", "NetworkForbidden", "NoSpace", "NoValidPlan", "NotACheckpoint",
+    "NothingToRevert", "OutputExists", "PickleOnly", "PipelineInvalid", "PlanInvalid", "PlanNotApproved",
+    "PlanRefused", "PlanTooNew", "PlannerError", "PolicyInvalid", "ReadOnly", "ShardMissing", "ShardTruncated",
+    "ShardsAmbiguous", "StalePlan", "StorageError", "SuiteInvalid", "TextInvalid", "TranscriptUnusable",
+    "UnknownDtype", "UnsafeInPlace", "UsageError", "VoidModification",
 ]
+# fmt: on
 
 
 class PlannerError(Exception):
@@ -159,6 +128,12 @@ class EvidenceUnusable(UsageError):
     """A file of evidence that cannot be read, lacks its arrays, or was measured on another checkpoint."""
 
     code = "evidence-unusable"
+
+
+class TranscriptUnusable(UsageError):
+    """A file that is no transcript of a conversation with a model, or of a conversation about something else."""
+
+    code = "transcript-unusable"
 
 
 class PolicyInvalid(UsageError):
@@ -265,6 +240,16 @@ class EndpointRefused(AnalystFailed):
     code = "endpoint-refused"
 
 
+class FeatureRefused(EndpointRefused):
+    """The endpoint does not know what the request relies on. `feature` is tools, json_schema, json_object or tool."""
+
+    code = "feature-refused"
+
+    def __init__(self, message: str, *, hint: str, feature: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.feature = feature
+
+
 class AnswerUnusable(AnalystFailed):
     """The endpoint answered, but without usable text: empty, cut short, filtered or refused."""
 
@@ -279,6 +264,12 @@ class NoValidPlan(AnalystFailed):
     def __init__(self, message: str, *, hint: str, problems: tuple[str, ...] = ()) -> None:
         super().__init__(message, hint=hint)
         self.problems = problems
+
+
+class LimitReached(AnalystFailed):
+    """The tokens, the cost, the time or the steps that the user allowed were used up before there was a plan."""
+
+    code = "limit-reached"
 
 
 class NetworkForbidden(AnalystFailed):

@@ -8,110 +8,86 @@
 One item of the script answers one POST to /v1/chat/completions. An item may also be a function from `Received` to an
 item. When the script runs out, the server answers 400 and leaving the `with` block raises AssertionError, unless
 `repeat_last=True`. GET /v1/models answers with `models`, which may be an item too.
+
+    Answer(text, ...)      a completion; `reasoning` stands beside the text, as reasoning models have it
+    Calls([(name, arguments), ...], text=None, ids=None)
+                           a completion with tool calls. Arguments are a dict, or a str that is sent as it is (broken
+                           JSON); with `as_objects` dicts are sent as objects, as Ollama does. `ids` may repeat, be
+                           empty or None; by default they are call-1, call-2, ...
+    Json, Raw, Status      any value, any bytes, any status
+    Redirect(code, to)     a status with a Location
+    Hang, Drop             silence; a closed connection
+    Trickle, Drip          one space, or one byte of JSON that never ends, now and then
+    Cut, ChunkedCut, Lie   a body that ends early, with or without a word of it; a Content-Length that is wrong
+    Bomb(nbytes, coding)   zeros, compressed: 1 MB on the wire is 1 GiB decoded
+    Endless()              a body without end, as fast as the client reads
+    BigHeaders(nbytes)     one header line of that length
+
+Connections are kept open, as real servers keep them; `connections` counts those that were accepted. A request in the
+absolute form that proxies get (`POST http://host/v1/chat/completions`) is answered like any other, so a server can
+stand in for a proxy; `Received.path` shows it as it came. `ChatServer(..., certificate=PEM)` speaks TLS, and
+`path="/v1/messages"` answers there instead, with whatever the script holds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
-__all__ = ["Answer", "ChatServer", "Cut", "Drop", "Hang", "Item", "Json", "Raw", "Received", "Status", "Trickle"]
+from chat_reactions import (
+    Answer,
+    BigHeaders,
+    Bomb,
+    Calls,
+    ChunkedCut,
+    Cut,
+    Drip,
+    Drop,
+    Endless,
+    Hang,
+    Item,
+    Json,
+    Lie,
+    Raw,
+    Reaction,
+    Received,
+    Redirect,
+    Status,
+    Trickle,
+    compressed_zeros,
+)
 
-
-@dataclass(frozen=True)
-class Received:
-    """One request as it came in."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    body: Any
-    at: float
-    """time.monotonic() when it had been read."""
-
-
-@dataclass(frozen=True)
-class Json:
-    """Any JSON value with status 200."""
-
-    value: Any
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A chat completion."""
-
-    text: str | None
-    finish_reason: str | None = "stop"
-    model: str = "scripted-model"
-    refusal: str | None = None
-    usage: Mapping[str, int] | None = field(
-        default_factory=lambda: {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
-    )
-
-    def value(self) -> dict[str, Any]:
-        message = {"role": "assistant", "content": self.text, "refusal": self.refusal}
-        return {
-            "id": "chatcmpl-1",
-            "object": "chat.completion",
-            "created": 1,
-            "model": self.model,
-            "choices": [{"index": 0, "message": message, "finish_reason": self.finish_reason}],
-            **({} if self.usage is None else {"usage": dict(self.usage)}),
-        }
-
-
-@dataclass(frozen=True)
-class Status:
-    """Any status. A body that is not a string is sent as JSON."""
-
-    code: int
-    body: Any = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Raw:
-    """These bytes as the body, whatever they are."""
-
-    body: bytes
-    content_type: str = "application/json"
-    code: int = 200
-
-
-@dataclass(frozen=True)
-class Hang:
-    """The request is read and nothing is ever answered, until the server closes."""
-
-
-@dataclass(frozen=True)
-class Trickle:
-    """One space every `every_s` seconds, for ever: no single read ever times out."""
-
-    every_s: float = 0.05
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A completion whose body ends early; without `length`, nothing in the headers tells so."""
-
-    length: bool = True
-
-
-@dataclass(frozen=True)
-class Drop:
-    """The connection is closed without a status line."""
-
-
-Reaction = Json | Answer | Status | Raw | Hang | Trickle | Cut | Drop
-Item = Reaction | Callable[[Received], Reaction]
+__all__ = [
+    "Answer",
+    "BigHeaders",
+    "Bomb",
+    "Calls",
+    "ChatServer",
+    "ChunkedCut",
+    "Cut",
+    "Drip",
+    "Drop",
+    "Endless",
+    "Hang",
+    "Item",
+    "Json",
+    "Lie",
+    "Raw",
+    "Received",
+    "Redirect",
+    "Status",
+    "Trickle",
+]
 
 
 class ChatServer:
@@ -123,10 +99,13 @@ class ChatServer:
         *,
         repeat_last: bool = False,
         models: Sequence[str] | Item = ("model-a", "model-b"),
+        certificate: Path | None = None,
+        path: str = "/v1/chat/completions",
     ) -> None:
         self.script = list(script)
         self.repeat_last = repeat_last
         self.models = models
+        self.path = path
         self.requests: list[Received] = []
         self.model_requests: list[Received] = []
         self.closing = threading.Event()
@@ -134,11 +113,21 @@ class ChatServer:
         self._lock = threading.Lock()
         self._http = _HTTPServer(("127.0.0.1", 0), _Handler)
         self._http.chat = self
+        self._scheme = "http" if certificate is None else "https"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._http.socket = context.wrap_socket(self._http.socket, server_side=True, do_handshake_on_connect=False)
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
 
     @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self._http.server_address[1]}/v1"
+        return f"{self._scheme}://127.0.0.1:{self._http.server_address[1]}/v1"
+
+    @property
+    def connections(self) -> int:
+        """How many connections were accepted so far."""
+        return len(self._http.accepted)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -150,6 +139,7 @@ class ChatServer:
         self.closing.set()
         self._http.shutdown()
         self._thread.join()
+        self._http.hang_up()
         self._http.server_close()
         if kind is None and self._excess:
             raise AssertionError(f"{len(self.requests)} requests for a script of {len(self.script)}")
@@ -183,22 +173,39 @@ class _HTTPServer(ThreadingHTTPServer):
     block_on_close = True
     chat: ChatServer
 
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.accepted: list[socket.socket] = []
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        self.accepted.append(connection)
+        return connection, address
+
+    def hang_up(self) -> None:
+        """Clients keep connections open; their handlers wait for a next request until this."""
+        for connection in self.accepted:
+            with contextlib.suppress(OSError):  # closed long ago
+                connection.shutdown(socket.SHUT_RDWR)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients hang up; that is part of the tests."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: _HTTPServer
+    protocol_version = "HTTP/1.1"  # connections are kept open
+    disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
         self._handle("/v1/models")
 
     def do_POST(self) -> None:
-        self._handle("/v1/chat/completions")
+        self._handle(self.server.chat.path)
 
     def _handle(self, path: str) -> None:
         raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.path.partition("?")[0] != path:
+        if urlsplit(self.path).path != path:
             self._send(404, {"Content-Type": "text/plain"}, f"no such path: {self.path}".encode())
             return
         headers = {name.lower(): value for name, value in self.headers.items()}
@@ -210,7 +217,7 @@ class _Handler(BaseHTTPRequestHandler):
         match item:
             case Json(value):
                 self._send(200, json_type, json.dumps(value).encode())
-            case Answer():
+            case Answer() | Calls():
                 self._send(200, json_type, json.dumps(item.value()).encode())
             case Status(code, body, headers):
                 kind = {"Content-Type": "text/plain"} if isinstance(body, str) else json_type
@@ -227,7 +234,33 @@ class _Handler(BaseHTTPRequestHandler):
             case Cut(length):
                 data = json.dumps(Answer("a long answer").value()).encode()
                 self._send(200, json_type, data[: len(data) // 2], length=len(data) if length else None)
+            case ChunkedCut():
+                data = json.dumps(Answer("a long answer").value()).encode()
+                self._send(200, {**json_type, "Transfer-Encoding": "chunked"}, b"", length=None)
+                self._chunk(data[: len(data) // 2])
+                self.close_connection = True
+            case Lie(by):
+                data = json.dumps(Answer("a long answer").value()).encode()
+                self._send(200, json_type, data, length=len(data) + by)
+                self.close_connection = by > 0
+            case Drip(every_s):
+                self._send(200, {**json_type, "Transfer-Encoding": "chunked"}, b"", length=None)
+                self._chunk(b'{"choices": [')
+                while not self.server.chat.closing.wait(every_s):
+                    self._chunk(b"1")
+            case Redirect(code, to):
+                self._send(code, {"Location": to}, b"")
+            case Bomb(nbytes, coding, code):
+                self._send(code, {**json_type, "Content-Encoding": coding}, compressed_zeros(nbytes, coding))
+            case Endless(code):
+                self._send(code, {**json_type, "Transfer-Encoding": "chunked"}, b"", length=None)
+                while not self.server.chat.closing.is_set():
+                    self._chunk(b" " * 2**16)
+            case BigHeaders(nbytes):
+                data = json.dumps(Answer("behind a header").value()).encode()
+                self._send(200, {**json_type, "X-Big": "x" * nbytes}, data)
             case Drop():
+                self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
 
     def _send(self, code: int, headers: Mapping[str, str], body: bytes, *, length: int | None = -1) -> None:
@@ -236,8 +269,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         if length is not None:
             self.send_header("Content-Length", str(len(body) if length < 0 else length))
+            # The body will be shorter, and the client can only tell by the end of the connection.
+            self.close_connection |= length > len(body)
+        elif "Transfer-Encoding" not in headers:
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
+
+    def _chunk(self, data: bytes) -> None:
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
 
     def log_message(self, *args: Any) -> None:
         """Silent: the tests look at stderr."""

@@ -8,24 +8,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from planner.errors import UsageError
-from planner.llm.base import Client, Message, Reply, Request, Usage
+from planner.llm.base import AnswerShape, Client, Message, Reply, Request, Rung, Tool, ToolCall, Usage
+from planner.llm.kept_answers import KeptAnswers
+from planner.llm.ladder import Ladder
 from planner.llm.litellm_provider import LiteLLMClient
 from planner.llm.openai_compatible import OpenAICompatibleClient
+from planner.llm.prices import Price, cost_of, price_of
+from planner.llm.redacting import RedactingClient
 from planner.llm.redaction import redact, secrets_in
 from planner.llm.retries import Backoff
 from planner.llm.scripted import ScriptedClient
 
 __all__ = [
+    "AnswerShape",
     "Backoff",
     "Client",
+    "KeptAnswers",
+    "Ladder",
     "LiteLLMClient",
     "Message",
     "OpenAICompatibleClient",
+    "Price",
+    "RedactingClient",
     "Reply",
     "Request",
+    "Rung",
     "ScriptedClient",
+    "Tool",
+    "ToolCall",
     "Usage",
     "client_for",
+    "cost_of",
+    "price_of",
     "redact",
     "secrets_in",
 ]

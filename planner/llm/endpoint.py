@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from planner.errors import KeyMissing, NetworkForbidden, UsageError
+from planner.llm.connections import http_library
 from planner.llm.redaction import printable
 
 __all__ = ["Endpoint", "address", "forbid_if_offline", "is_loopback", "resolve"]
@@ -77,12 +78,11 @@ def forbid_if_offline(host: str, environment: Mapping[str, str]) -> None:
 
 def _parsed(base_url: str) -> tuple[str, str]:
     # Parsed by the library that opens the connection: two parsers can see two different hosts in one address.
-    import httpx
-
+    library = http_library()
     problem = ""
     try:
-        url = httpx.URL(base_url.strip())
-    except httpx.InvalidURL:
+        url = library.URL(base_url.strip())
+    except library.InvalidURL:
         problem = "is not an address"
     else:
         if url.scheme not in ("http", "https") or not url.host:

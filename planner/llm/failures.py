@@ -1,129 +1,101 @@
-"""Reads what an endpoint sent back: a chat completion becomes a `Reply`, anything else a `Failure`."""
+"""Reads what an endpoint says when it gives no answer: an HTTP status, or a response that is not read on."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from planner.errors import AnswerUnusable, EndpointRefused
-from planner.llm.base import Reply, Usage
+from planner.errors import EndpointRefused, FeatureRefused
+from planner.llm.base import Request
 from planner.llm.redaction import Redactor
+from planner.llm.responses import ResponseRefused
 from planner.llm.retries import Failure, retry_after_s
 from planner.strict_json import JsonRefused, loads
 
-__all__ = ["read_body", "read_completion", "status_failure"]
+__all__ = ["refused_feature", "response_failure", "said", "said_in", "status_failure"]
 
 _RETRIED = frozenset({408, 409, 429})
-# "length" is OpenAI's word, "max_tokens" Anthropic's, which some gateways pass on.
-_CUT = frozenset({"length", "max_tokens"})
-_FILTERED = frozenset({"content_filter", "refusal", "safety"})
+
+# How endpoints say that they do not know a feature; none has a code for it.
+_FEATURE_STATUSES = frozenset({400, 404, 422, 500, 501})
+_OF_TOOLS = re.compile(r"\btools?\b|tool[_ -]?(?:choice|calls?|use)|\bfunctions?\b|function[_ -]?call")
+_OF_FORMAT = re.compile(
+    r"response[_ ]?format|json[_ ]?schema|json[_ ]?object|json mode|structured|mime type|generate json"
+)
+_PERHAPS_OF_FORMAT = re.compile(r"grammar|\bstrict\b|schema")
+_OF_LENGTH = re.compile(
+    r"context[_ ](?:length|window|size)|exceed.{0,40}context|too long|too large|maximum .{0,20}tokens"
+)
+# A 404 may speak of a model, a 500 of anything.
+_REFUSES = re.compile(
+    r"support|requir|unavailable|available|enable|implement|invalid|unknown|unrecogni[sz]ed|pars|grammar|not allowed"
+)
 
 
-def read_body(body: bytes, redactor: Redactor) -> Reply | Failure:
-    """Read the body of a 200, whatever its declared type: some servers send JSON as text/plain."""
-    text = body.decode("utf-8-sig", errors="replace")
-    try:
-        value = loads(text)
-    except JsonRefused as error:
-        start = text.strip()
-        if start.startswith("{") and not start.endswith("}"):
-            # The connection was closed early and no Content-Length told so.
-            return Failure(
-                EndpointRefused, "the answer's body was cut short", "the connection broke; try again", can_pass=True
-            )
-        return Failure(
-            EndpointRefused,
-            f"the endpoint answered 200 with something that is not JSON ({redactor.excerpt(str(error))}): "
-            f"{redactor.excerpt(text) or 'nothing'}",
-            "check --base-url: a login page, a proxy or a web server answers there, not a chat-completions API",
-        )
-    return read_completion(value, redactor)
-
-
-def read_completion(value: Any, redactor: Redactor) -> Reply | Failure:
-    """Check that `value` is a whole chat completion. Why it ended is looked at before what it says."""
-    if not isinstance(value, dict):
-        return _no_completion(f"a JSON {type(value).__name__} instead of an object")
-    if value.get("error"):
-        return Failure(
-            EndpointRefused,
-            f"the endpoint answered 200 with an error: {redactor.excerpt(_said(value))}",
-            "that is the provider's own message; see its documentation",
-        )
-    choices = value.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        return _no_completion("an answer without choices")
-    reason, message = choices[0].get("finish_reason"), choices[0].get("message")
-    if not isinstance(message, dict):
-        return _no_completion("a choice without a message")
-    text = message.get("content")
-    if reason in _CUT:
-        return Failure(
-            AnswerUnusable,
-            "the answer was cut off at the limit of output tokens",
-            "raise --max-output-tokens (hidden reasoning counts too), or ask for less",
-        )
-    refusal = message.get("refusal") or (message.get("provider_specific_fields") or {}).get("refusal")
-    if reason in _FILTERED or refusal:
-        said = f": {redactor.excerpt(refusal)}" if isinstance(refusal, str) else ""
-        return Failure(
-            AnswerUnusable, f"the model or a filter refused to answer{said}", "rephrase the task, or use another model"
-        )
-    # Some servers (older llama.cpp and proxies) give no reason at all with a whole answer, so a text without a reason
-    # is taken; a text that was in truth cut off then fails as a plan, because it is read strictly. Any other reason
-    # says that the text is not the answer.
-    if reason not in ("stop", None, ""):
-        return Failure(
-            AnswerUnusable,
-            f"the answer ended for the reason {redactor.excerpt(str(reason), 60)!r}, not because it was complete",
-            "use another model or endpoint; tools and streaming are not used here",
-        )
-    if not isinstance(text, str) or not text.strip():
-        return Failure(
-            AnswerUnusable,
-            "the answer holds no text",
-            "hidden reasoning may have used up the limit: raise --max-output-tokens, or use another model",
-        )
-    named = value.get("model")
-    return Reply(
-        text=text,
-        model=redactor.excerpt(named) if isinstance(named, str) else "",
-        finish_reason=reason or "",
-        usage=_usage(value.get("usage")),
-        attempts=1,
-    )
-
-
-def status_failure(status: int, text: str, headers: Mapping[str, str], *, keys: str, redactor: Redactor) -> Failure:
+def status_failure(
+    status: int, text: str, headers: Mapping[str, str], *, request: Request, model: str, keys: str, redactor: Redactor
+) -> Failure:
     """The failure that an HTTP status other than 2xx means; `keys` names where the key came from.
 
-    Retried are only those that can pass by themselves: 408, 409, 429 and 5xx.
+    Retried are only those that can pass by themselves: 408, 409, 429 and 5xx, unless they say that the endpoint does
+    not know what `request` relies on.
     """
-    said = _said_in(text)
+    message = said_in(text)
     # OpenAI answers 429 to an account without credit too; waiting does not fill it.
     out_of_credit = "insufficient_quota" in text
-    excerpt = redactor.excerpt(said)
+    excerpt = redactor.excerpt(message)
+    if feature := refused_feature(status, message, request, model):
+        return Failure(
+            FeatureRefused,
+            f"the endpoint answered {status}: {excerpt}",
+            f"it does not know {feature} as it was asked for; use another model or endpoint",
+            feature=feature,
+        )
     return Failure(
         EndpointRefused,
         f"the endpoint answered {status}" + (f": {excerpt}" if excerpt else ""),
-        _status_hint(status, said.lower(), headers, keys, out_of_credit, redactor),
+        _status_hint(status, message.lower(), keys, out_of_credit),
         can_pass=(status in _RETRIED or status >= 500) and not out_of_credit,
-        retry_after_s=retry_after_s(headers.get("retry-after")),
+        retry_after_s=retry_after_s(headers.get("retry-after"), headers.get("retry-after-ms")),
     )
 
 
-def _status_hint(
-    status: int, said: str, headers: Mapping[str, str], keys: str, out_of_credit: bool, redactor: Redactor
-) -> str:
+def refused_feature(status: int, message: str, request: Request, model: str) -> str:
+    """Which feature of `request` an endpoint's error `message` is about; empty where it is about none.
+
+    Gives tools, or the rung of the request's shape. `model` is the model's name, which proves nothing.
+    """
+    if status not in _FEATURE_STATUSES:
+        return ""
+    text = re.sub(rf"(?<!\w){re.escape(model.lower())}(?!\w)", "", message.lower())  # "m" is in many words
+    if _OF_LENGTH.search(text) or (status not in (400, 422) and not _REFUSES.search(text)):
+        return ""
+    rung = request.rung if request.shape is not None else "text"
+    formatted = rung in ("json_schema", "json_object")
+    if formatted and _OF_FORMAT.search(text):
+        return rung
+    if (request.tools or rung == "tool") and _OF_TOOLS.search(text):
+        # Of both, the choice that is forced is the one that fewer endpoints know.
+        return "tool" if rung == "tool" and (not request.tools or "choice" in text) else "tools"
+    return rung if rung != "text" and _PERHAPS_OF_FORMAT.search(text) else ""
+
+
+def response_failure(refused: ResponseRefused, redactor: Redactor) -> Failure:
+    """The failure of a response that was not read on."""
+    return Failure(
+        refused.kind, redactor.excerpt(refused.what), redactor.excerpt(refused.hint), can_pass=refused.can_pass
+    )
+
+
+def _status_hint(status: int, message: str, keys: str, out_of_credit: bool) -> str:
     if out_of_credit:
         return "the account has no credit left"
     if status in (401, 403):
         return f"check {keys}: the endpoint does not accept it, or not for this model"
     if status == 404:
         return "check the model's name, and that --base-url ends where the server's API starts (often /v1)"
-    if 300 <= status < 400:
-        return f"redirects are not followed; it points to {redactor.excerpt(headers.get('location', 'nowhere'))}"
-    if status in (400, 413, 422) and ("context" in said or "too long" in said or "too large" in said):
+    if status in (400, 413, 422) and _OF_LENGTH.search(message):
         return "the prompt is too long for this model; ask for less, or use a model with a longer context"
     if status == 429:
         return "the endpoint limits the rate of requests; wait, or use another model"
@@ -132,34 +104,17 @@ def _status_hint(
     return "the endpoint does not accept the request; its message says why"
 
 
-def _no_completion(what: str) -> Failure:
-    return Failure(
-        EndpointRefused,
-        f"the endpoint answered 200 with {what}, which is no chat completion",
-        "check --base-url and the model; the endpoint must speak the chat-completions API",
-    )
-
-
-def _said_in(text: str) -> str:
+def said_in(text: str) -> str:
+    """The human part of an error body, or all of it where it is no JSON."""
     try:
-        return _said(loads(text))
+        return said(loads(text))
     except JsonRefused:
         return text
 
 
-def _said(value: Any) -> str:
-    """The human part of an error body, wherever the provider put it."""
+def said(value: Any) -> str:
+    """The human part of a parsed error body, wherever the provider put it."""
     for name in ("error", "message", "detail"):
         if isinstance(value, dict) and value.get(name):
             value = value[name]
     return value if isinstance(value, str) else repr(value)
-
-
-def _usage(value: Any) -> Usage:
-    counts = value if isinstance(value, dict) else {}
-
-    def count(name: str) -> int:
-        number = counts.get(name)
-        return number if isinstance(number, int) and number >= 0 else 0
-
-    return Usage(input_tokens=count("prompt_tokens"), output_tokens=count("completion_tokens"), cost_usd=None)

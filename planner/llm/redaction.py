@@ -36,13 +36,16 @@ _SHAPES: tuple[tuple[re.Pattern[str], str], ...] = (
 # so the children are named one by one.
 _LOGGERS = (
     "LiteLLM",
-    "httpcore.connection",
-    "httpcore.http11",
-    "httpcore.http2",
-    "httpcore.proxy",
+    *(
+        f"{library}.{part}"
+        for library in ("httpcore", "httpcore2")
+        for part in ("connection", "http11", "http2", "proxy", "socks")
+    ),
     "httpx",
+    "httpx2",
     "openai._base_client",
     "openai._legacy_response",
+    "openai._response",
 )
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
-from planner.errors import AnalystFailed, EndpointUnreachable
+from planner.errors import AnalystFailed, EndpointUnreachable, FeatureRefused
 from planner.llm.base import Reply
 from planner.llm.redaction import Redactor
 
@@ -37,6 +37,14 @@ class Failure:
     """It can pass by itself, so another attempt makes sense."""
     retry_after_s: float | None = None
     """What the endpoint asked to wait."""
+    feature: str = ""
+    """Of a FeatureRefused: the feature."""
+
+    def error(self, message: str, hint: str) -> AnalystFailed:
+        """What to raise for it, in these words."""
+        if issubclass(self.kind, FeatureRefused):
+            return self.kind(message, hint=hint, feature=self.feature)
+        return self.kind(message, hint=hint)
 
 
 @dataclass(frozen=True)
@@ -51,15 +59,23 @@ class Backoff:
 
 
 def complete_with_retries(
-    attempt: Callable[[float], Reply | Failure], *, timeout_s: float, backoff: Backoff, redactor: Redactor
+    attempt: Callable[[float], Reply | Failure],
+    *,
+    timeout_s: float,
+    backoff: Backoff,
+    redactor: Redactor,
+    abandoned: Callable[[], None] = lambda: None,
 ) -> Reply:
     """Call `attempt` with the seconds left until it gives a reply, a final failure, or time or attempts are used up.
 
-    Raises the failure's kind, redacted, with the number of attempts in its message.
+    `abandoned` is called when an attempt is left behind in its thread: at the deadline, and at Ctrl-C. Raises the
+    failure's kind, redacted, with the number of attempts in its message.
     """
     # Imported here, as every library of this package: a command that asks no model should not wait for them.
     import tenacity
 
+    if timeout_s <= 0:
+        raise EndpointUnreachable("no time is left to ask the model", hint="allow more time, or ask for less")
     deadline = time.monotonic() + timeout_s
     jittered = tenacity.wait_random_exponential(multiplier=backoff.base_s, max=backoff.cap_s)
     attempts = 0
@@ -75,11 +91,15 @@ def complete_with_retries(
             earlier = f"; before that: {outcome.message}" if isinstance(outcome, Failure) else ""
             return outcome
         except TimeoutError:
+            abandoned()
             return Failure(
                 EndpointUnreachable,
                 f"no complete answer within {timeout_s:g} s{earlier}",
                 "allow more time, ask for less, or check that the server is not stuck",
             )
+        except BaseException:
+            abandoned()
+            raise
 
     def worth_another(outcome: Reply | Failure) -> bool:
         if isinstance(outcome, Reply) or not outcome.can_pass:
@@ -102,7 +122,7 @@ def complete_with_retries(
         return outcome.model_copy(update={"attempts": attempts})
     hint = outcome.hint if outcome.retry_after_s is None else f"{_not_before(outcome.retry_after_s)}; {outcome.hint}"
     count = f"after {attempts} attempt{'s' * (attempts != 1)}"
-    raise outcome.kind(redactor(f"{outcome.message} ({count})"), hint=redactor(hint))
+    raise outcome.error(redactor(f"{outcome.message} ({count})"), redactor(hint))
 
 
 def within(seconds: float, call: Callable[[], _T]) -> _T:
@@ -133,14 +153,21 @@ def within(seconds: float, call: Callable[[], _T]) -> _T:
     return results[0]
 
 
-def retry_after_s(value: str | None) -> float | None:
-    """The seconds a Retry-After header asks for, as a number or as an HTTP date; None for anything else."""
-    if value is None:
+def retry_after_s(value: str | None, milliseconds: str | None = None) -> float | None:
+    """The seconds a Retry-After header asks for, as a number or as an HTTP date; None for anything else.
+
+    `milliseconds` is the retry-after-ms header that OpenAI sends beside it, more exact where it is a number.
+    """
+    try:
+        exact = float(milliseconds or "") / 1000
+    except ValueError:
+        exact = math.nan
+    if not math.isfinite(exact) and value is None:
         return None
     try:
-        seconds = float(value)
+        seconds = exact if math.isfinite(exact) else float(value or "")
     except ValueError:
-        seconds = _seconds_until(value)
+        seconds = _seconds_until(value or "")
     return min(max(seconds, 0.0), float(_YEAR_S)) if math.isfinite(seconds) else None
 
 

@@ -1,5 +1,6 @@
 """litellm takes seconds to import, so these tests are few."""
 
+import importlib.util
 import logging
 import os
 import subprocess
@@ -8,21 +9,26 @@ import traceback
 from pathlib import Path
 
 import pytest
-from chat_server import Answer, ChatServer, Cut, Hang, Json, Raw, Status
+from chat_server import Answer, ChatServer, Cut, Drop, Endless, Hang, Json, Raw, Redirect, Status
 
 from planner.errors import (
     AnalystFailed,
     AnswerUnusable,
     EndpointRefused,
     EndpointUnreachable,
+    FeatureRefused,
     KeyMissing,
     NetworkForbidden,
     UsageError,
 )
-from planner.llm import Backoff, LiteLLMClient, Message, Request
+from planner.llm import Backoff, LiteLLMClient, Message, Request, Tool
 
+NEEDS_LITELLM = pytest.mark.skipif(importlib.util.find_spec("litellm") is None, reason="litellm is not installed")
 # litellm ignores this warning of its own types itself, but pytest resets the filters for each test.
-pytestmark = pytest.mark.filterwarnings("ignore:.*is using the `ReadOnly` qualifier:UserWarning")
+pytestmark = [
+    NEEDS_LITELLM,
+    pytest.mark.filterwarnings("ignore:.*is using the `ReadOnly` qualifier:UserWarning"),
+]
 
 ASK = Request(messages=(Message(role="user", content="hi"),), max_output_tokens=50)
 FAST = Backoff(base_s=0.001, cap_s=0.002)
@@ -106,6 +112,58 @@ def test_a_hang_ends_at_the_deadline():
     error, _ = failure(Hang(), timeout_s=0.7)
     assert isinstance(error, EndpointUnreachable)
     assert "within 0.7 s" in error.message
+
+
+CLAUDE = {
+    "id": "msg",
+    "type": "message",
+    "role": "assistant",
+    "model": "claude",
+    "content": [{"type": "text", "text": "hello"}],
+    "stop_reason": "end_turn",
+    "stop_sequence": None,
+    "usage": {"input_tokens": 3, "output_tokens": 4},
+}
+USE = [{"type": "tool_use", "id": "t1", "name": "look", "input": {"a": 1}}]
+OTHER_FORMS = [
+    (Redirect(307, "http://127.0.0.1:9/"), EndpointRefused, "answered 307", 1),
+    (Endless(), EndpointRefused, "larger than 16 MiB", 1),
+    (Raw(b"<html>"), EndpointRefused, "litellm cannot read", 1),
+    (Json({"x": 1}), EndpointRefused, "litellm cannot read", 1),
+    (Json({**CLAUDE, "content": []}), AnswerUnusable, "no text", 1),
+    (Status(400, {"error": {"message": "no tools here"}}), FeatureRefused, "answered 400: no tools here", 1),
+    (BUSY, EndpointRefused, "answered 503: overloaded", 4),
+    (Drop(), EndpointUnreachable, "disconnected", 4),
+]
+
+
+def test_a_provider_with_a_form_of_its_own_goes_through_the_same_door(monkeypatch, capfd):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "k" * 20)
+    look = Tool(name="look", description="Looks.", parameters={"type": "object", "properties": {}})
+    script = [Json(CLAUDE), Json({**CLAUDE, "content": USE, "stop_reason": "tool_use"})]
+    script += [item for item, _, _, requests in OTHER_FORMS for _ in range(requests)]
+    with ChatServer(script, path="/v1/messages") as server:
+        made = LiteLLMClient(
+            "anthropic/claude-sonnet-4-5",
+            base_url=server.base_url.removesuffix("/v1"),
+            timeout_s=20,
+            environment=os.environ,
+            backoff=FAST,
+        )
+        # A seed is a wish; this provider knows none, and litellm would refuse the request.
+        reply = made.complete(ASK.model_copy(update={"seed": 3}))
+        assert (reply.text, reply.usage.input_tokens, reply.usage.output_tokens) == ("hello", 3, 4)
+        reply = made.complete(ASK.model_copy(update={"tools": (look,)}))
+        assert [(call.id, call.name, call.arguments) for call in reply.tool_calls] == [("t1", "look", '{"a": 1}')]
+        assert server.connections == 1
+        for item, kind, says, requests in OTHER_FORMS:
+            before = len(server.requests)
+            with pytest.raises(AnalystFailed, match=says) as caught:
+                made.complete(ASK.model_copy(update={"tools": (look,)}))
+            assert (type(caught.value), len(server.requests) - before) == (kind, requests), item
+            assert "Traceback" not in caught.value.message
+        made.close()
+    assert capfd.readouterr() == ("", "")
 
 
 def echo(code):

@@ -5,13 +5,13 @@ import threading
 import time
 import traceback
 
-import httpx
 import openai.resources.chat  # noqa: F401 - imported before any test looks at the clock
 import pytest
 from chat_server import Answer, ChatServer, Cut, Drop, Hang, Json, Raw, Status, Trickle
 
 from planner.errors import AnalystFailed, AnswerUnusable, EndpointRefused, EndpointUnreachable
 from planner.llm import Backoff, Message, OpenAICompatibleClient, Request
+from planner.llm.connections import http_library
 
 ASK = Request(messages=(Message(role="system", content="be brief"), Message(role="user", content="grüße")))
 FAST = Backoff(base_s=0.001, cap_s=0.002)
@@ -178,13 +178,14 @@ def test_nobody_listens():
 
 
 def test_a_connect_timeout_is_retried(monkeypatch):
+    library = http_library()
     calls = []
 
     def slow(self, request):
         calls.append(request)
-        raise httpx.ConnectTimeout("timed out")
+        raise library.ConnectTimeout("timed out")
 
-    monkeypatch.setattr("httpx.HTTPTransport.handle_request", slow)
+    monkeypatch.setattr(library.HTTPTransport, "handle_request", slow)
     made = OpenAICompatibleClient("m", base_url="http://127.0.0.1:9", timeout_s=9, environment={}, backoff=FAST)
     with pytest.raises(EndpointUnreachable, match="timed out"):
         made.complete(ASK)
@@ -372,7 +373,7 @@ ECHOES = [
 @pytest.mark.parametrize("key", ["the canary", "another-Shape-0123456789"])
 def test_the_key_is_found_nowhere(script, variable, key, canary, monkeypatch, caplog, capfd):
     key = canary if key == "the canary" else key
-    for logger in (None, "httpx", "httpcore", "openai"):
+    for logger in (None, "httpx", "httpx2", "httpcore", "httpcore2", "openai"):
         caplog.set_level(logging.DEBUG, logger=logger)
     environment = {variable: key}
     with ChatServer(script) as server:

@@ -90,6 +90,20 @@ def test_a_backoff_that_ends_after_the_deadline_is_not_begun():
     assert time.monotonic() - began < 0.6
 
 
+@pytest.mark.parametrize("end", [KeyboardInterrupt, ZeroDivisionError])
+def test_an_attempt_that_is_left_behind_is_told(end):
+    told = []
+    options = {"timeout_s": 0.2, "backoff": FAST, "redactor": Redactor([]), "abandoned": lambda: told.append(1)}
+    with pytest.raises(EndpointUnreachable):
+        complete_with_retries(lambda left: time.sleep(0.4), **options)
+    assert told == [1]
+    with pytest.raises(end):
+        complete_with_retries(lambda left: (_ for _ in ()).throw(end()), **options)
+    assert told == [1, 1]
+    complete_with_retries(lambda left: REPLY, **options)
+    assert told == [1, 1]
+
+
 def test_the_deadline_is_overall():
     began = time.monotonic()
 
@@ -148,6 +162,25 @@ def test_within_gives_results_and_errors_and_ends_on_time():
 )
 def test_retry_after(header, seconds):
     assert retry_after_s(header) == seconds
+
+
+@pytest.mark.parametrize(
+    ("header", "milliseconds", "seconds"),
+    [
+        (None, "1500", 1.5),
+        ("7", "1500", 1.5),
+        ("7", "soon", 7.0),
+        ("7", "nan", 7.0),
+        ("7", "inf", 7.0),
+        ("7", "", 7.0),
+        ("soon", "250", 0.25),
+        (None, "soon", None),
+        (None, "-3", 0.0),
+        (None, "1e300", 31_536_000.0),
+    ],
+)
+def test_retry_after_in_milliseconds(header, milliseconds, seconds):
+    assert retry_after_s(header, milliseconds) == seconds
 
 
 @pytest.mark.parametrize("zone", ["GMT", "-0000"])

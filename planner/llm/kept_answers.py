@@ -1,0 +1,52 @@
+"""Answers kept by the digest of their request, so that the same question is paid for once."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from pathlib import Path
+
+from planner import fsio
+from planner.errors import StorageError
+from planner.llm.base import Client, Reply, Request
+
+__all__ = ["KeptAnswers"]
+
+
+class KeptAnswers:
+    """A `Client` that looks into a folder before it asks another one; a folder that cannot be used costs time only."""
+
+    def __init__(self, client: Client, folder: Path, *, endpoint: str) -> None:
+        self._client = client
+        self._folder = folder
+        self._asked = f"{endpoint}\n{client.name}\n"
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self._client.name
+
+    @property
+    def native_tools(self) -> bool | None:
+        """What is known of the endpoint's tool calls."""
+        known: bool | None = getattr(self._client, "native_tools", None)
+        return known
+
+    def complete(self, request: Request, *, within_s: float | None = None) -> Reply:
+        """The kept answer, else a new one, which is kept."""
+        path = self._path(request)
+        with suppress(OSError, ValueError):  # among them ValidationError: another version wrote it
+            return Reply.model_validate_json(path.read_bytes()).model_copy(update={"cached": True})
+        reply = self._client.complete(request, within_s=within_s)
+        with suppress(StorageError):
+            fsio.ensure_folder(path.parent)
+            fsio.replace_file(path, reply.model_dump_json().encode() + b"\n", mode=0o600)
+        return reply
+
+    def close(self) -> None:
+        """Close the client behind."""
+        self._client.close()
+
+    def _path(self, request: Request) -> Path:
+        digest = hashlib.sha256((self._asked + request.model_dump_json()).encode()).hexdigest()
+        return self._folder / digest[:2] / f"{digest}.json"
