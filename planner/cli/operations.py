@@ -15,7 +15,7 @@ def command(
     as_json: Json = False,
 ) -> None:
     """What can be done to a tensor, and to which of its elements: parameters and worked examples."""
-    from planner.analysts.context import elements_catalogue, operation_catalogue
+    from planner.analysts.catalogue import elements_catalogue, operation_catalogue
     from planner.cli.console import Screen
 
     screen = Screen(as_json=as_json)
