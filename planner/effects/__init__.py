@@ -5,12 +5,13 @@ from __future__ import annotations
 from planner.effects.check import check, edits_of
 from planner.effects.difference import Difference, TensorDifference, compare
 from planner.effects.predicted import Known, fitted_to, known_evidence, prediction_of
-from planner.effects.problems import EVIDENCE_TOLERANCE
+from planner.effects.problems import CITABLE, EVIDENCE_TOLERANCE
 from planner.effects.types import CheckedModification, CheckedTensor, CheckReport, Moments, Preview, Standing
 from planner.effects.verdicts import Judge, Verdict
 from planner.plan.policy import Effect
 
 __all__ = [
+    "CITABLE",
     "EVIDENCE_TOLERANCE",
     "CheckReport",
     "CheckedModification",

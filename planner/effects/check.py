@@ -73,6 +73,7 @@ def check(
     checked = []
     for edit in edits:
         result = bench.judged(edit, previews[edit.id])
+        result = result.model_copy(update={"grounded": bool(by_id[edit.id].evidence)})
         checked.append(result)
         found += found_in.of_outcome(by_id[edit.id], result, policy, allow_void=allow_void)
     try:

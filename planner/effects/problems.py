@@ -14,6 +14,7 @@ from planner.plan import Evidence, Modification, Plan, Policy, Problem
 from planner.profile import Profile, TensorProfile
 
 __all__ = [
+    "CITABLE",
     "EVIDENCE_TOLERANCE",
     "of_modification",
     "of_outcome",
@@ -127,14 +128,15 @@ def _fact(tensor: TensorProfile, fact: str) -> float | str | None:
         if key in values:
             return values[key]
         return f"{fact!r} is not in the profile; {group} has {', '.join(values)}"
-    value = getattr(tensor, fact, None) if fact in _FACTS else fact
+    value = getattr(tensor, fact, None) if fact in CITABLE else fact
     return f"{fact[:40]!r} is not a statistic of the profile" if isinstance(value, str) else value
 
 
-_FACTS = (
+CITABLE = (
     *("mean", "std", "min", "max", "abs_max", "rms", "l2_norm", "skewness", "kurtosis"),
     *("zeros", "nan", "inf", "distinct_values", "elements"),
 )
+"""Statistics that a modification may cite, beside `quantiles.…` and `outliers.…`."""
 
 
 def _same(cited: float | None, found: float | None) -> bool:

@@ -93,6 +93,8 @@ class CheckedModification(Record):
     """What its words were found to mean: which tokens, how many elements, which keys of config.json."""
     arrays: tuple[Provenance, ...] = ()
     """The arrays it reads, and what their files say of themselves."""
+    grounded: bool = False
+    """Whether it cites at least one measured fact; a cited value that is not what was measured is a problem."""
 
 
 class Standing(Record):

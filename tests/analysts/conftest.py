@@ -10,22 +10,27 @@ from typing import Any
 import pytest
 
 from planner.analysts import Brief
+from planner.architecture import map_of
 from planner.checkpoint import open_checkpoint
 from planner.effects import check
 from planner.plan import Policy
-from planner.profile import Profile, profile_checkpoint
+from planner.profile import Profile, histograms_of, profile_checkpoint, profile_of
 
 TINY_MODEL = Path(__file__).parents[2] / "examples" / "tiny-model"
 
 
 def _brief(model: Path, **policy: Any) -> Brief:
     checkpoint, limits = open_checkpoint(model), Policy(**policy)
-    profile = profile_checkpoint(checkpoint)
+    profile = profile_of(checkpoint)
+    kept = histograms_of(profile)
     return Brief(
         goal="fewer mistakes",
         profile=profile,
         policy=limits,
-        check=lambda plan: check(plan, checkpoint, profile, limits),
+        check=lambda plan: check(plan, checkpoint, profile, limits, histograms=kept),
+        checkpoint=checkpoint,
+        model=map_of(checkpoint.config, {name: tensor.shape for name, tensor in checkpoint.tensors.items()}),
+        histograms=kept,
     )
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from planner.analysts import Brief, Study
+from planner.architecture import map_of
 from planner.checkpoint import open_checkpoint
 from planner.effects import check, known_evidence
 from planner.evaluation import Suite, load_suite
 from planner.evidence import write_evidence
 from planner.plan import Policy
 from planner.probes import ProbeRequest, probe
-from planner.profile import Profile, profile_checkpoint
+from planner.profile import Profile, histograms_of, profile_checkpoint
 
 __all__ = ["TEXTS", "TINY", "brief_for", "documents", "measure", "study_of", "suite_in"]
 
@@ -67,4 +68,9 @@ def brief_for(folder: Path, path: Path, model: Path = TINY, *, profile: Profile 
         profile=profile,
         policy=limits,
         check=lambda plan: check(plan, checkpoint, profile, limits, folder=folder, evidence=known),
+        checkpoint=checkpoint,
+        model=map_of(checkpoint.config, {name: tensor.shape for name, tensor in checkpoint.tensors.items()}),
+        histograms=histograms_of(profile),
+        evidence=known,
+        evidence_file=path.name,
     )
