@@ -1,4 +1,4 @@
-"""`planner report`."""
+"""`planner report`: what the file is says which page it becomes."""
 
 from __future__ import annotations
 
@@ -18,44 +18,59 @@ _FINE = 4096  # bins from which the page makes its own
 
 
 def command(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="A profile.json, a checkpoint folder or a hub id.")],
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="A profile.json, a transcript, a checkpoint folder or a hub id.")
+    ],
     out: Annotated[Path, typer.Option(metavar="FILE.html", help="Write the page to this file.")],
     force: Annotated[bool, typer.Option("--force", help="Replace the page, if it is there already.")] = False,
     as_json: Json = False,
 ) -> None:
-    """One self-contained HTML page: heat maps, histograms, spectra, a searchable table. No network."""
+    """One self-contained HTML page: a profile's heat maps, histograms and tables, or a conversation. No network."""
     from planner import fsio
     from planner.cli.console import Screen
-    from planner.report import render
 
     screen = Screen(as_json=as_json)
     _check(out, force=force)
-    profile, kept = _subject(what, screen)
-
-    def histogram(name: str) -> tuple[list[float], list[int]] | None:
-        found = kept.of(profile.by_name[name])
-        return found.bins(_FINE) if found else None
-
-    page = render(profile, histogram).encode()
+    page = _page(what, screen).encode()
     fsio.replace_file(out, page)
     screen.emit({"report": str(out), "bytes": len(page)})
     screen.show(f"wrote {out} ({len(page):,} bytes)")
 
 
-def _subject(what: str, screen: Screen) -> tuple[Profile, Histograms]:
-    """What is in the file, or the profile of the checkpoint, and the histograms beside it."""
+def _page(what: str, screen: Screen) -> str:
+    """The page of what is in the file, or of the checkpoint's profile."""
     from planner.cli.given import checkpoint_at, profiled
     from planner.inputs import read_text
     from planner.profile import Histograms, histograms_of
-    from planner.report import read_document
+    from planner.report import is_transcript, read_document
 
     path = Path(what)
     if (path / "profile.json").is_file() and not (path / "config.json").exists():  # what `profile --out` wrote
         path = path / "profile.json"
     if path.is_file():
-        return read_document(read_text(path), str(path)), Histograms(path.parent)
+        text = read_text(path)
+        if is_transcript(text):
+            return _conversation(path)
+        return _drawn(read_document(text, str(path)), Histograms(path.parent))
     profile = profiled(checkpoint_at(what), screen)
-    return profile, histograms_of(profile)
+    return _drawn(profile, histograms_of(profile))
+
+
+def _drawn(profile: Profile, kept: Histograms) -> str:
+    from planner.report import render
+
+    def histogram(name: str) -> tuple[list[float], list[int]] | None:
+        found = kept.of(profile.by_name[name])
+        return found.bins(_FINE) if found else None
+
+    return render(profile, histogram)
+
+
+def _conversation(path: Path) -> str:
+    from planner.analysts.transcript import read_transcript
+    from planner.report import render_transcript
+
+    return render_transcript(read_transcript(path))
 
 
 def _check(out: Path, *, force: bool) -> None:

@@ -1,4 +1,4 @@
-"""`planner report`: a page from a profile or a checkpoint; nothing is overwritten unasked."""
+"""`planner report`: a page from a profile, a checkpoint or a transcript; nothing is overwritten unasked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 
 import pytest
+from chat_server import Answer, Calls, ChatServer
 
 
 @pytest.fixture
@@ -100,3 +101,58 @@ def test_what_is_nowhere_is_refused(planner, tmp_path):
 def test_a_file_that_may_not_be_read_is_refused(planner, profile_json, tmp_path):
     profile_json.chmod(0)
     assert planner("report", profile_json, "--out", tmp_path / "a.html").status == 2
+
+
+@pytest.fixture
+def transcript_json(planner, tiny_model, tmp_path):
+    """What `planner propose` writes beside a plan: one call, one useless answer, one empty plan."""
+    script = [
+        Calls([("list_tensors", {})]),
+        Answer("enough"),
+        Answer("no <b>plan"),
+        Answer('{"note": "", "modifications": []}'),
+    ]
+    with ChatServer(script) as server:
+        given = ["--goal", "fewer mistakes", "--llm", "test-model", "--base-url", server.base_url]
+        done = planner("propose", tiny_model, *given, "--out", tmp_path / "plan.json")
+    assert done.status == 0, done.err
+    return tmp_path / "plan.transcript.json"
+
+
+def test_a_transcript_becomes_a_page_of_the_conversation(planner, transcript_json, tmp_path):
+    out = tmp_path / "a.html"
+    result = planner("report", transcript_json, "--out", out)
+    assert result.status == 0, result.err
+    page = out.read_text()
+    assert result.out == f"wrote {out} ({len(page.encode()):,} bytes)\n"
+    for words in ("<h1>test-model</h1>", "fewer mistakes", "list_tensors", "no &lt;b&gt;plan", 'id="step-4"'):
+        assert words in page, words
+    assert "script" not in page.partition("</style>")[2].partition("<pre>")[0]
+    again = planner("report", transcript_json, "--out", out, "--force", "--json")
+    assert again.json == {"report": str(out), "bytes": out.stat().st_size}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text.replace("planner/transcript@2", "planner/transcript@1"), "written by an older planner"),
+        (lambda text: text.replace("planner/transcript@2", "planner/transcript@3"), "schema: "),
+        (lambda text: text[: len(text) // 2], "Invalid JSON"),
+        (lambda text: text.replace('"tool_use": "native"', '"tool_use": "telepathy"'), "tool_use: "),
+    ],
+    ids=["old", "new", "cut", "broken"],
+)
+def test_a_transcript_that_cannot_be_used_is_refused_as_one(planner, transcript_json, tmp_path, change, words):
+    text = transcript_json.read_text()
+    assert change(text) != text
+    transcript_json.write_text(change(text))
+    result = planner("report", transcript_json, "--out", tmp_path / "a.html", "--json")
+    assert result.status == 2
+    assert result.json["error"]["code"] == "transcript-unusable"
+    assert words in result.err
+    assert not (tmp_path / "a.html").exists()
+
+
+def test_the_help_names_everything_that_can_become_a_page(planner):
+    text = " ".join(planner("report", "--help").out.replace("\u2502", " ").split())
+    assert "A profile.json, a transcript, a checkpoint folder or a hub id." in text
