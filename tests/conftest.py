@@ -29,6 +29,7 @@ def sealed(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
     monkeypatch.setenv("PLANNER_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("PLANNER_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("PLANNER_STATE", str(tmp_path_factory.mktemp("state")))
     connect = socket.socket.connect
 
     def loopback_only(self: socket.socket, address: Any) -> None:

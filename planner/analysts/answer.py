@@ -2,49 +2,120 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
 from planner import strict_json
+from planner.analysts.aliases import Aliases
+from planner.analysts.wire import unwired
 from planner.plan import Modification, Problem, problems_of
 from planner.records import Record
 
-__all__ = ["Answer", "read_answer"]
+__all__ = ["Answer", "looks_like_json", "read_answer", "read_modifications", "sound_object"]
 
 _FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n[ \t]*```", re.DOTALL)
 _LARGEST = 2**20
+_DEEPEST = 32
 
 
-class Answer(Record):
-    """What a model is asked to write."""
-
+class _Document(Record):
     note: str = ""
+    modifications: tuple[Modification, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model wrote, as far as it can be read."""
+
+    note: str
     """About the plan as a whole."""
     modifications: tuple[Modification, ...]
-    """The modifications; none is a good answer too."""
+    """Those that can be read; none is a good answer too."""
+    problems: tuple[Problem, ...] = ()
+    """Everything that is wrong; none means that the whole answer was read."""
 
 
-def read_answer(text: str) -> Answer | list[Problem]:
-    """The answer in `text`, or everything that is wrong with it.
+def read_answer(text: str, aliases: Aliases | None = None) -> Answer:
+    """The answer in `text`.
 
     The text is the JSON object itself, or holds exactly one fenced block, which is. Nothing is guessed beyond that: a
     second block, or JSON in the middle of a sentence, leaves it open which one was meant.
     """
+    document = sound_object(text)
+    if isinstance(document, Problem):
+        return Answer("", (), (document,))
+    items = document.get("modifications")
+    if isinstance(items, list):
+        document = document | {"modifications": [unwired(item, aliases) for item in items]}
+    found = _read(_Document, document)
+    if isinstance(found, _Document):
+        return Answer(found.note, found.modifications)
+    note = document.get("note")
+    each = [_read(Modification, item) for item in items] if isinstance(items, list) else []
+    readable = [one for one in each if isinstance(one, Modification)]
+    return Answer(note if isinstance(note, str) else "", tuple(readable), tuple(problems_of(found, document)))
+
+
+def read_modifications(
+    documents: Sequence[Any], aliases: Aliases | None = None
+) -> tuple[Modification, ...] | list[Problem]:
+    """Drafts, as documents or as their JSON texts; everything that is wrong with them otherwise."""
+    sound: list[Any] = []
+    for document in documents:
+        found = sound_object(document) if isinstance(document, str) else document
+        if isinstance(found, Problem):
+            return [found]
+        sound.append(unwired(found, aliases))
+    whole = {"modifications": sound}
+    read = _read(_Document, whole)
+    return read.modifications if isinstance(read, _Document) else problems_of(read, whole)
+
+
+def sound_object(text: str) -> dict[str, Any] | Problem:
+    """The one JSON object that a text is, or that its one fenced block is; a problem that says why there is none."""
     fenced = _FENCED.findall(text)
     if len(fenced) > 1:
-        return [_problem(f"it holds {len(fenced)} fenced blocks", "answer with one JSON object")]
+        return _problem(f"it holds {len(fenced)} fenced blocks", "answer with one JSON object")
     body = fenced[0] if fenced else text.strip()
     try:
         document = strict_json.loads(body, largest=_LARGEST)
     except strict_json.JsonRefused as error:
-        return [_problem(f"it is not sound JSON: {error}", "answer with one JSON object and nothing else")]
+        return _problem(f"it is not sound JSON: {error}", "answer with one JSON object and nothing else")
     if not isinstance(document, dict):
-        return [_problem("it is not a JSON object", "answer with one JSON object")]
+        return _problem("it is not a JSON object", "answer with one JSON object")
+    if _depth(document) > _DEEPEST:
+        return _problem("it is nested too deep", f"no plan needs more than {_DEEPEST} levels")
+    return document
+
+
+def looks_like_json(text: str) -> bool:
+    """Whether a text means to be an answer, and is no thinking aloud."""
+    return text.lstrip().startswith("{") or bool(_FENCED.search(text))
+
+
+def _read(record: Any, document: Any) -> Any:
+    """The record, read as strictly as from a file, or the error that says why not."""
     try:
-        return Answer.model_validate_json(body, strict=True)
+        return record.model_validate_json(json.dumps(document), strict=True)
     except ValidationError as error:
-        return problems_of(error, document)
+        return error
+
+
+def _depth(document: Any) -> int:
+    deepest, level = 0, [document]
+    while level and deepest <= _DEEPEST:
+        deepest += 1
+        level = [
+            inner
+            for value in level
+            for inner in (value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+        ]
+    return deepest
 
 
 def _problem(message: str, hint: str) -> Problem:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
-from planner.effects import CheckReport
+from planner.architecture import ModelMap
+from planner.checkpoint import Checkpoint
+from planner.effects import CheckReport, Known
 from planner.plan import AnalystRecord, CheckpointRef, Modification, Plan, Policy
-from planner.profile import Profile
+from planner.profile import Histograms, Profile
 
 __all__ = ["Analyst", "Brief", "drafted"]
 
@@ -23,7 +25,17 @@ class Brief:
     profile: Profile
     policy: Policy
     check: Callable[[Plan], CheckReport]
-    """Checks a draft against the checkpoint and the policy."""
+    """Checks a draft against the checkpoint, the policy and the evidence."""
+    checkpoint: Checkpoint
+    """The checkpoint that the profile is of."""
+    model: ModelMap
+    """Its map."""
+    histograms: Histograms | None = None
+    """What is kept with the profile."""
+    evidence: Known | None = None
+    """What was measured, where anything was."""
+    evidence_file: str | None = None
+    """The name of its file, which lies beside the plan."""
 
 
 class Analyst(Protocol):

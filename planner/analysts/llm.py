@@ -1,140 +1,244 @@
-"""A larger language model studies the profile and writes the plan; what is wrong with it goes back, at most N times.
+"""A larger language model studies what is known, looks at what it wants to see, and writes the plan.
 
-Nothing the model says is trusted: its text is read strictly and then checked like any other plan.
+Nothing the model says is trusted: its text is read strictly and then checked like any other plan. What is wrong with it
+goes back in one message, at most N times.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 
-from pydantic import ValidationError
-
-from planner.analysts.answer import Answer, read_answer
+from planner.analysts.aliases import Aliases
+from planner.analysts.answer import looks_like_json
 from planner.analysts.base import Brief, drafted
-from planner.analysts.context import (
-    elements_catalogue,
-    operation_catalogue,
-    printable,
-    render_model,
-    render_statistics,
-)
+from planner.analysts.budget import Budget
+from planner.analysts.investigation import Findings, Investigation
+from planner.analysts.judging import Judged, judged, rescued
+from planner.analysts.opening import context_limit, opening_of
 from planner.analysts.prompts import prompts_sha256, render
-from planner.analysts.transcript import Transcript
-from planner.errors import NoValidPlan
+from planner.analysts.settings import Asking, ToolUse
+from planner.analysts.tools import Bench, offered
+from planner.analysts.transcript import Recorder, Transcript
+from planner.analysts.wire import answer_shape
+from planner.errors import LimitReached, NoValidPlan, PlannerError
 from planner.llm import Client, Message, Reply, Request, redact
-from planner.plan import AnalystRecord, Plan, Problem, Usage, problems_of
+from planner.llm.redacting import RedactingClient
+from planner.plan import AnalystRecord, EvidenceRef, Plan, Problem, Usage
 
 __all__ = ["LLMAnalyst"]
 
 _LONGEST_PROBLEM = 2000
+_MOST_PROBLEMS = 60
 
 Told = Callable[[str], None]
 
 
 class LLMAnalyst:
-    """Asks one model; re-asks with every problem found, at most `most_repairs` times."""
+    """Asks one model, once for each plan; `transcript` holds everything, also after a failure."""
 
     def __init__(
         self,
         client: Client,
+        asking: Asking | None = None,
         *,
-        most_repairs: int = 2,
-        max_output_tokens: int = 8192,
-        temperature: float | None = None,
+        record: str = "",
         secrets: Sequence[str] = (),
         tell: Told | None = None,
+        replayed: Transcript | None = None,
     ) -> None:
-        self._client = client
-        self._most_repairs = most_repairs
-        self._max_output_tokens = max_output_tokens
-        self._temperature = temperature
+        self._client: Client = RedactingClient(client, secrets) if secrets else client
+        self._asking = asking or Asking()
         self._secrets = tuple(secrets)
         self._tell = tell or _silent
-        self.transcript = Transcript(model=client.name, prompt_sha256=prompts_sha256())
-        """Every request and answer so far; complete also after a failure."""
+        self._record = record
+        self._replayed = replayed
+        self._recorder: Recorder | None = None
+
+    @property
+    def transcript(self) -> Transcript | None:
+        """Everything so far; None before the first question."""
+        return self._recorder.transcript if self._recorder else None
 
     def propose(self, brief: Brief) -> Plan:
-        """A plan that the check accepts. Raises `NoValidPlan` with the last problems, or what the client raises."""
-        messages = _opening(brief)
-        problems: list[Problem] = []
-        for attempt in range(self._most_repairs + 1):
-            self._tell(f"asking {self._client.name}" + (f", {len(problems)} problems to mend" if attempt else ""))
-            reply = self._asked(messages)
-            found = self._understood(reply.text, brief)
-            if isinstance(found, Plan):
-                return found
-            problems = found
-            self.transcript = self.transcript.with_problems(problems)
-            messages += (
-                Message(role="assistant", content=reply.text),
-                Message(role="user", content=render("repair.md", problems=_listed(problems))),
-            )
-        asked = self._most_repairs + 1
+        """A plan that the check accepts.
+
+        Raises `NoValidPlan` with the last problems, `LimitReached`, or what the client raises.
+        """
+        empty = self._empty(brief)
+        self._recorder = Recorder(self._client, self._begun(brief, empty))
+        try:
+            plan = self._proposed(brief, empty)
+        except PlannerError as error:
+            self._recorder.end(error.code)
+            raise
+        except KeyboardInterrupt:
+            self._recorder.end("interrupted")
+            raise
+        self._recorder.end("plan")
+        return plan
+
+    def _proposed(self, brief: Brief, empty: Plan) -> Plan:
+        assert self._recorder is not None
+        asking = self._asking
+        aliases = Aliases(brief.checkpoint.tensors, brief.model)
+        bench = Bench(brief, aliases)
+        budget = Budget(asking.limits, asking.price)
+        tool_use = self._recorder.transcript.tool_use
+        tools = offered(bench) if tool_use != "none" else ()
+        limit = context_limit(brief, asking.context_tokens)
+        opening = opening_of(brief, aliases, tokens=limit, tools=tools, record=self._record, clean=self._clean)
+        self._tell(f"asking {self._client.name}: {opening.tokens:,} tokens to begin with")
+        for left_out in opening.left_out[:5]:
+            self._tell(f"    left out: {left_out}")
+        found = Findings((), None, tool_use)
+        if tools and asking.limits.steps:
+            found = Investigation(
+                self._recorder, bench, budget, asking, context_tokens=limit, tell=self._tell, clean=self._clean
+            ).run(opening.messages, tool_use)
+        system, task = opening.messages
+        content = "\n\n".join(part for part in (task.content, found.as_text(), render("answer.md")) if part)
+        messages: tuple[Message, ...] = (system, Message(role="user", content=self._clean(content)))
+        text = found.answer if found.answer and looks_like_json(found.answer) else None
+        return self._settled(brief, bench, empty, budget, messages, text, found)
+
+    def _settled(
+        self,
+        brief: Brief,
+        bench: Bench,
+        empty: Plan,
+        budget: Budget,
+        messages: tuple[Message, ...],
+        text: str | None,
+        found: Findings,
+    ) -> Plan:
+        """Ask for the plan until there is one. `text` is the first answer, where the model gave it unasked."""
+        assert self._recorder is not None
+        best: Judged | None = None  # nothing wrong with it but that it cites nothing
+        last = Judged(None, ())
+        rounds = 0
+        for round_ in range(self._asking.repairs + 1):
+            if text is None:
+                if round_:
+                    self._tell(f"asking again, with {_counted(len(last.problems), 'problem')} to mend")
+                try:
+                    text = self._asked(messages, budget, brief, repair=bool(round_)).text
+                except LimitReached:
+                    if best is None:
+                        raise
+                    break
+            last = judged(text, brief, bench.aliases, empty)
+            rounds += 1
+            self._recorder.amend(problems=last.problems)
+            if last.acceptable and (not last.problems or round_ == self._asking.repairs):
+                return self._signed(last, found, rounds=rounds)
+            if last.acceptable:
+                best = last
+            problems = [_told(problem, bench) for problem in last.problems[:_MOST_PROBLEMS]]
+            if len(last.problems) > _MOST_PROBLEMS:
+                problems.append(f"and {len(last.problems) - _MOST_PROBLEMS} more")
+            repair = self._clean(render("repair.md", problems=problems))
+            messages += (Message(role="assistant", content=text), Message(role="user", content=repair))
+            text = None
+        if best is not None:
+            return self._signed(best, found, rounds=rounds)
+        if self._asking.partial and (kept := rescued(last, brief)):
+            plan, dropped = kept
+            note = f"partial: {_counted(dropped, 'modification')} of the answer could not be used. {plan.note}"[:2048]
+            return self._signed(Judged(plan.model_copy(update={"note": note}), ()), found, rounds=rounds)
         raise NoValidPlan(
-            f"{asked} answer{'s' if asked > 1 else ''} of {self._client.name}, none of them a valid plan",
-            hint="try a stronger model, more --repairs, or `--analyst rules`; the transcript holds every answer",
-            problems=tuple(str(problem) for problem in problems),
+            f"{_counted(rounds, 'answer')} of {self._client.name}, none of them a valid plan",
+            hint="try a stronger model, more --repairs, --partial to keep what is valid, or `--analyst rules`; "
+            "the transcript holds every answer",
+            problems=tuple(map(str, last.problems)),
         )
 
-    def _asked(self, messages: tuple[Message, ...]) -> Reply:
-        request = Request(messages=messages, max_output_tokens=self._max_output_tokens, temperature=self._temperature)
-        self.transcript = self.transcript.with_request(request)
-        reply = self._client.complete(request)
-        # An endpoint that echoes the key must not write it into the plan, through the model's words or its name.
-        clean = {"text": redact(reply.text, self._secrets), "model": redact(reply.model, self._secrets)}
-        reply = reply.model_copy(update=clean)
-        self.transcript = self.transcript.with_reply(reply)
+    def _asked(self, messages: tuple[Message, ...], budget: Budget, brief: Brief, *, repair: bool) -> Reply:
+        assert self._recorder is not None
+        asking = self._asking
+        request = Request(
+            messages=messages,
+            max_output_tokens=asking.max_output_tokens,
+            temperature=asking.temperature,
+            seed=asking.seed,
+            sample=asking.sample,
+            shape=answer_shape(brief.policy),
+        )
+        budget.require(request)
+        self._tell("asking for the plan" if not repair else "    waiting for the answer")
+        within = min(asking.timeout_s, budget.left_s)
+        reply = self._recorder.ask(request, "repair" if repair else "answer", within_s=within)
+        budget.spend(request, reply)
+        kept = ", kept from an earlier run (--no-cache asks anew)" if reply.cached else ""
+        self._tell(f"    answered in {reply.usage.output_tokens:,} tokens ({reply.rung}{kept})")
         return reply
 
-    def _understood(self, text: str, brief: Brief) -> Plan | list[Problem]:
-        answer = read_answer(text)
-        if not isinstance(answer, Answer):
-            return answer
-        try:
-            plan = drafted(brief, self._record(), answer.modifications)
-        except ValidationError as error:  # what only the plan as a whole can break, such as an id used twice
-            return problems_of(error, None)
-        report = brief.check(plan)
-        plan = plan.model_copy(update={"note": _one_line(answer.note)})
-        return list(report.problems) or plan
-
-    def _record(self) -> AnalystRecord:
-        replies = [exchange.reply for exchange in self.transcript.exchanges if exchange.reply]
-        costs = [reply.usage.cost_usd for reply in replies]
-        return AnalystRecord(
+    def _signed(self, found: Judged, findings: Findings, *, rounds: int) -> Plan:
+        """The plan with the record of how it was made."""
+        assert self._recorder is not None
+        assert found.plan is not None
+        exchanges = self._recorder.transcript.exchanges
+        replies = [exchange.reply for exchange in exchanges if exchange.reply]
+        paid = [reply for reply in replies if not reply.cached]
+        costs = [reply.usage.cost_usd for reply in paid]
+        price = self._asking.price
+        sent, received = (sum(getattr(r.usage, f"{way}_tokens") for r in paid) for way in ("input", "output"))
+        cost = None if None in costs else sum(cost for cost in costs if cost is not None)
+        if cost is None and price:
+            cost = (sent * price.input_usd + received * price.output_usd) / 1e6
+        record = AnalystRecord(
             kind="llm",
-            model=replies[-1].model[:200] if replies else self._client.name[:200],
-            prompt_sha256=self.transcript.prompt_sha256,
+            model=(replies[-1].model or self._clean(self._client.name))[:200],
+            asked_for=self._clean(self._client.name)[:200],
+            prompt_sha256=self._recorder.transcript.prompt_sha256,
             requests=len(replies),
-            usage=Usage(
-                input_tokens=sum(reply.usage.input_tokens for reply in replies),
-                output_tokens=sum(reply.usage.output_tokens for reply in replies),
-                cost_usd=None if None in costs else sum(cost for cost in costs if cost is not None),
-            ),
+            usage=Usage(input_tokens=sent, output_tokens=received, cost_usd=cost),
+            temperature=self._asking.temperature,
+            seed=self._asking.seed,
+            tool_calls=findings.calls,
+            rounds=rounds,
+            first_answer_valid=rounds == 1 and not found.problems,
+        )
+        return found.plan.model_copy(update={"analyst": record})
+
+    def _empty(self, brief: Brief) -> Plan:
+        plan = drafted(brief, AnalystRecord(kind="llm", model=self._clean(self._client.name)[:200]), ())
+        if self._replayed:
+            plan = plan.model_copy(update={"id": self._replayed.plan, "created": self._replayed.created})
+        if brief.evidence and brief.evidence_file:
+            reference = EvidenceRef(file=brief.evidence_file, id=brief.evidence[0].id)
+            plan = plan.model_copy(update={"evidence": reference})
+        return plan
+
+    def _begun(self, brief: Brief, empty: Plan) -> Transcript:
+        known: bool | None = getattr(self._client, "native_tools", None)
+        tool_use: ToolUse = "none" if not self._asking.tools else "protocol" if known is False else "native"
+        return Transcript(
+            model=self._client.name,
+            prompt_sha256=prompts_sha256(),
+            goal=brief.goal,
+            fingerprint=brief.profile.fingerprint,
+            policy_sha256=hashlib.sha256(brief.policy.model_dump_json().encode()).hexdigest(),
+            evidence=brief.evidence[0].id if brief.evidence else None,
+            asking=self._asking,
+            tool_use=tool_use,
+            plan=empty.id,
+            created=empty.created,
+            record=self._record,
         )
 
-
-def _one_line(note: str) -> str:
-    """A model's sentence, safe to show in a terminal."""
-    return " ".join("".join(c if c.isprintable() else " " for c in note).split())[:1000]
-
-
-def _listed(problems: Sequence[Problem]) -> list[str]:
-    """One line each: a hint may name tensors, and a name may hold anything."""
-    return [printable(str(problem), longest=_LONGEST_PROBLEM) for problem in problems]
+    def _clean(self, text: str) -> str:
+        """Without any secret: what the user's files hold by mistake is not sent either."""
+        return redact(text, self._secrets)
 
 
-def _opening(brief: Brief) -> tuple[Message, ...]:
-    task = render(
-        "task.md",
-        goal=brief.goal,
-        policy=brief.policy,
-        operations=operation_catalogue(),
-        elements=elements_catalogue(),
-        model=render_model(brief.profile),
-        statistics=render_statistics(brief.profile),
-    )
-    return Message(role="system", content=render("system.md")), Message(role="user", content=task)
+def _told(problem: Problem, bench: Bench) -> str:
+    """One line, whatever the answer called its fields: a line of its own would look like one of ours."""
+    return " ".join(bench.told(str(problem)).split())[:_LONGEST_PROBLEM]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _silent(_: str) -> None:

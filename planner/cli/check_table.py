@@ -39,6 +39,9 @@ def show_report(plan: Plan, report: CheckReport, screen: Screen, *, every: bool 
         _show_whole(report, screen)
         if report.prediction:
             _show_prediction(report.prediction, screen)
+    ungrounded = [checked.id for checked in report.modifications if not checked.grounded]
+    if ungrounded and not stale:
+        screen.prose(f"ungrounded, they cite no measured fact: {_listed(ungrounded)}", indent=0)
     for warning in report.warnings:
         screen.prose(f"warning: {warning}", indent=0)
     for problem in report.problems:

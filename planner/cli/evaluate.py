@@ -12,6 +12,7 @@ from planner.cli.given import Json, ModelArgument
 if TYPE_CHECKING:
     from planner.cli.console import Screen
     from planner.evaluation import Calibrated, Controls, Evaluation, Foretold, MetricResult
+    from planner.plan import Plan
 
 
 def command(
@@ -51,7 +52,7 @@ def command(
     before, after = checkpoint_at(baseline), checkpoint_at(model)
     sides = [Side(name=c.name, fingerprint=profiled(c, screen).fingerprint) for c in (before, after)]
     first, second = (str(side.fingerprint) for side in sides)
-    wanted = by_plan(plan, first, controls) if plan else by_ledger(after.path, first, second, controls)
+    wanted, made_by = by_plan(plan, first, controls) if plan else by_ledger(after.path, first, second, controls)
     if known and known[0].checkpoint.fingerprint != first:
         raise EvidenceUnusable(f"{evidence} was measured on other weights than the baseline's", hint="planner probe")
     with screen.progress("loading both models, then evaluating by tokens", unit="tokens") as bar:
@@ -67,12 +68,25 @@ def command(
         )
     if known and wanted.modifications:
         found = with_foretold(found, loaded, before, wanted, known)
+    if made_by:
+        remember(made_by, found, screen)
     if out:
         fsio.replace_file(out, found.model_dump_json(indent=2).encode() + b"\n")
         screen.say(f"wrote {out}")
     screen.emit(found)
     show_evaluation(found, screen)
     return 0 if found.accepted else GateRefused.exit_status
+
+
+def remember(plan: Plan, found: Evaluation, screen: Screen) -> None:
+    """Keep what came of the plan, so that its analyst's confidence can be held against it."""
+    from planner.analysts import record_evaluation, track_folder
+    from planner.errors import StorageError
+
+    try:
+        record_evaluation(plan, found, track_folder())
+    except StorageError as error:  # the evaluation is what was asked for
+        screen.say(f"the track record could not be written: {error.message}")
 
 
 def _evidence_of(plan: Path) -> Path | None:

@@ -11,6 +11,7 @@ import typer
 from planner.cli.check import PlanArgument
 from planner.cli.check_table import describe
 from planner.cli.given import ModelOption, at_most
+from planner.cli.propose import agreed_by
 from planner.errors import AnswerNeeded, StalePlan, UsageError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def command(
         )
     name = reviewer or invoking_user()
     approved, rejected = _decisions(read, approve, reject, more or [])
+    _present_analyst(read, screen)
     if not approve and not reject:
         report = check(read, checkpoint, profile, Policy(), folder=plan.parent, histograms=histograms_of(profile))
         for decided in _asked(read, report, name, screen):
@@ -111,6 +113,8 @@ def _asked(plan: Plan, report: CheckReport, reviewer: str, screen: Screen) -> It
     by = "the analyst" if plan.analyst.kind in ("llm", "rules") else plan.analyst.kind
     for modification in waiting:
         _present(modification, report, screen, by)
+        for line in agreed_by(plan, modification.id):
+            screen.prose(line, indent=2)
         answer = ""
         while answer not in {"a", "r", "s", "q"}:
             answer = typer.prompt("approve, reject, skip or quit? [a/r/s/q]", err=True)
@@ -123,11 +127,24 @@ def _asked(plan: Plan, report: CheckReport, reviewer: str, screen: Screen) -> It
             yield plan
 
 
+def _present_analyst(plan: Plan, screen: Screen) -> None:
+    """How often this analyst was right, as far as that was measured, and what several could not agree on."""
+    from planner.analysts import track_folder, track_record
+
+    record = track_record(track_folder(), plan.analyst.kind, plan.analyst.model)
+    if record.plans:
+        screen.prose(record.sentence(), indent=0)
+    for sentence in plan.disagreements:
+        screen.prose(f"not agreed: {sentence}", indent=0)
+
+
 def _present(modification: Modification, report: CheckReport, screen: Screen, by: str) -> None:
     screen.show()
     screen.show(f"{modification.id}  {describe(modification.operation.model_dump())}")
     screen.prose(f"says {by} (confidence {modification.confidence:g}): {modification.reasoning}", indent=2)
     screen.prose(f"expects: {modification.expected_impact}", indent=2)
+    if not modification.evidence:
+        screen.show("  UNGROUNDED: it cites no measured fact")
     for cited in modification.evidence:
         screen.show(f"  cites: {cited.fact} = {_shown(cited.value)} of {cited.tensor}")
     for checked in report.modifications:

@@ -96,8 +96,8 @@ class Pipeline(Record):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.probe and self.analyst.kind != "rules":
-            raise ValueError("only the rules work from what [probe] measures; leave it out, or say kind = 'rules'")
+        if self.tune.suite and self.analyst.kind != "rules":
+            raise ValueError("[tune] is for the rules: they choose a strength, a language model says it")
         if self.tune.suite and not self.probe:
             raise ValueError("[tune] needs [probe]: there is nothing to choose the strength of")
         return self

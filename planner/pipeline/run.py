@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from planner import fsio
-from planner.analysts import Brief, Study, propose_to
+from planner.analysts import Brief, Study, propose_to, record_evaluation, track_folder
+from planner.architecture import map_of
 from planner.checkpoint import Checkpoint, locate, open_checkpoint
 from planner.effects import CheckReport, Known, check, fitted_to, known_evidence
-from planner.errors import GateRefused, PipelineInvalid, PlanNotApproved, StalePlan
+from planner.errors import GateRefused, PipelineInvalid, PlanNotApproved, StalePlan, StorageError
 from planner.evaluation import Evaluation, Side, Wanted, evaluate, load_suite, with_foretold
 from planner.evidence import write_evidence
 from planner.inference import require_torch
@@ -190,14 +191,22 @@ class _Run:
                 goal=self._pipeline.goal,
                 profile=profile,
                 policy=self._policy,
-                check=lambda plan: self._checked(plan, profile),
+                check=lambda plan: self._checked(plan, profile, known),
+                checkpoint=self._checkpoint,
+                model=map_of(self._checkpoint.config, {n: t.shape for n, t in self._checkpoint.tensors.items()}),
+                histograms=histograms_of(profile),
+                evidence=known,
+                evidence_file="evidence.json" if known else None,
             )
+            analyst = self._pipeline.analyst
+            if analyst.like:
+                analyst = analyst.model_copy(update={"like": str(self._origin / analyst.like)})
             study = self._study(known) if known and self._pipeline.analyst.kind == "rules" else None
             with self._watcher.progress("proposing", unit="tokens") as bar:
                 proposed = propose_to(
                     path,
                     brief,
-                    self._pipeline.analyst,
+                    analyst,
                     environment=self._environment,
                     tell=self._watcher.say,
                     study=study,
@@ -226,7 +235,7 @@ class _Run:
             CheckReport.model_validate_json,
         )
 
-    def _checked(self, plan: Plan, profile: Profile) -> CheckReport:
+    def _checked(self, plan: Plan, profile: Profile, known: Known | None = None) -> CheckReport:
         return check(
             plan,
             self._checkpoint,
@@ -234,6 +243,7 @@ class _Run:
             self._policy,
             folder=self._folder,
             histograms=histograms_of(profile),
+            evidence=known,
         )
 
     def review(self, plan: Plan, report: CheckReport) -> Plan:
@@ -288,7 +298,10 @@ class _Run:
                 return found
             return with_foretold(found, self._suite, self._checkpoint, wanted, known)
 
-        return self._step("evaluation.json", evaluated, Evaluation.model_validate_json)
+        found = self._step("evaluation.json", evaluated, Evaluation.model_validate_json)
+        with suppress(StorageError):  # a note for later, never a reason to stop
+            record_evaluation(reviewed, found, track_folder(self._environment))
+        return found
 
     def revert(self, profile: Profile) -> None:
         if profile_of(open_checkpoint(self._candidate)).fingerprint != profile.fingerprint:

@@ -22,6 +22,7 @@ from planner.plan.reading import problems_of, read_plan, write_plan
 from planner.plan.review import approved, decide, modification_digest, undecided
 from planner.plan.target import Target, TargetUnmatched, resolve
 from planner.plan.types import (
+    Agreement,
     PLAN_SCHEMA,
     AnalystRecord,
     CheckpointRef,
@@ -36,6 +37,7 @@ from planner.plan.types import (
 __all__ = [
     "ELEMENTS",
     "PLAN_SCHEMA",
+    "Agreement",
     "AllElements",
     "AnalystRecord",
     "CheckpointRef",

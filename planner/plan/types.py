@@ -13,6 +13,7 @@ from planner.records import Record
 
 __all__ = [
     "PLAN_SCHEMA",
+    "Agreement",
     "AnalystRecord",
     "CheckpointRef",
     "Decision",
@@ -51,15 +52,29 @@ class AnalystRecord(Record):
     """Who wrote the plan."""
 
     kind: str = Field(max_length=40)
-    """rules, llm, `imported` for a list made elsewhere, or `human` for a plan written by hand."""
+    """rules, llm, random for the control, `imported` for a list made elsewhere, or `human` for one written by hand."""
     model: str | None = Field(default=None, max_length=200)
     """The language model, as its provider names it."""
+    asked_for: str | None = Field(default=None, max_length=200)
+    """The language model, as the user named it."""
     prompt_sha256: str | None = None
     """Digest of the prompt templates it was asked with."""
     requests: int = Field(default=0, ge=0)
     """How many answers were asked for."""
     usage: Usage = Usage()
     """Tokens and cost."""
+    temperature: float | None = None
+    """Sampling temperature that was asked for; null where none was sent."""
+    seed: int | None = None
+    """Sampling seed, or the seed of a random plan; null where there is none."""
+    tool_calls: int = Field(default=0, ge=0)
+    """How many tools it called before it answered."""
+    rounds: int = Field(default=0, ge=0)
+    """How many answers were judged until one was taken."""
+    first_answer_valid: bool | None = None
+    """Whether the first answer was taken as it was; null for analysts that do not answer."""
+    transcripts: tuple[str, ...] = ()
+    """Files beside the plan that hold everything that was sent and answered."""
 
 
 class EvidenceRef(Record):
@@ -102,6 +117,17 @@ class Modification(Record):
     """The measured facts it rests on; each is compared with the profile or the evidence."""
 
 
+class Agreement(Record):
+    """How many of several analysts proposed a modification."""
+
+    of: int = Field(ge=1)
+    """How many plans were merged."""
+    by: tuple[str, ...]
+    """Whose plans hold it."""
+    values: tuple[str, ...]
+    """What each of them said."""
+
+
 class Decision(Record):
     """What a reviewer decided about one modification."""
 
@@ -138,6 +164,12 @@ class Plan(Record):
     """What the analyst says about the plan as a whole."""
     modifications: tuple[Modification, ...]
     """What to do, in order."""
+    ungrounded: tuple[Identifier, ...] = ()
+    """Modifications that cite no measured fact, as it was found when the plan was written."""
+    agreement: dict[Identifier, Agreement] = {}
+    """For a plan merged from several: who proposed each modification."""
+    disagreements: tuple[str, ...] = ()
+    """For a merged plan: what its analysts could not agree on, a sentence each."""
     review: dict[str, Decision] = {}
     """Decisions by the id of the modification."""
 
@@ -151,7 +183,8 @@ class Plan(Record):
 
     @model_validator(mode="after")
     def _review_is_of_this_plan(self) -> Self:
-        unknown = self.review.keys() - {modification.id for modification in self.modifications}
-        if unknown:
-            raise ValueError(f"the review speaks of {', '.join(sorted(unknown))}, which the plan does not hold")
+        held = {modification.id for modification in self.modifications}
+        for what, named in (("review", self.review), ("agreement", self.agreement), ("ungrounded", self.ungrounded)):
+            if unknown := set(named) - held:
+                raise ValueError(f"`{what}` speaks of {', '.join(sorted(unknown))}, which the plan does not hold")
         return self

@@ -9,23 +9,25 @@ import pytest
 from builders import random_tensor, write_checkpoint
 from chat_server import Answer, ChatServer, Status
 
-from planner.analysts import LLMAnalyst, Transcript
-from planner.analysts.prompts import prompts_sha256
+from planner.analysts import Asking, LLMAnalyst, Transcript
+from planner.analysts.prompts import TEMPLATES, declared_variables, prompts_sha256, render
 from planner.errors import NoValidPlan
 from planner.llm import ScriptedClient
 from planner.operations import OPERATIONS
 from planner.plan import read_plan
+from planner.resources import resource
 
+ONE_SHOT = Asking(tools=False)
 CANARY = "sk-canary/Zq+7&x=YW5vdGhlcg"
 
 
 @pytest.fixture
 def ask(planner, tiny_model, tmp_path):
-    """Propose with a scripted server; the server and the result of the command."""
+    """Propose with a scripted server, one shot; the server and the result of the command."""
 
     def run(*script, options=()):
         with ChatServer(script) as server:
-            given = ["--goal", "fewer mistakes", "--llm", "test-model", "--base-url", server.base_url]
+            given = ["--goal", "fewer mistakes", "--llm", "test-model", "--base-url", server.base_url, "--no-tools"]
             result = planner("propose", tiny_model, *given, "--out", tmp_path / "plan.json", *options)
         return server, result
 
@@ -59,7 +61,7 @@ def test_the_transcript_beside_the_plan_holds_question_and_answer(ask, answer, t
     assert f"wrote {tmp_path / 'plan.transcript.json'}" in result.err
     transcript = Transcript.model_validate_json((tmp_path / "plan.transcript.json").read_text())
     (exchange,) = transcript.exchanges
-    asked = [message.model_dump() for message in exchange.request.messages]
+    asked = [{"role": message.role, "content": message.content} for message in exchange.request.messages]
     assert asked == server.requests[0].body["messages"], "exactly what was sent"
     assert exchange.reply is not None
     assert exchange.reply.text == answer()
@@ -67,7 +69,7 @@ def test_the_transcript_beside_the_plan_holds_question_and_answer(ask, answer, t
     assert transcript.prompt_sha256 == prompts_sha256()
 
 
-def test_the_prompt_holds_goal_policy_operations_and_every_tensor(ask, answer, tmp_path, tiny_profile):
+def test_the_prompt_holds_goal_policy_operations_and_every_role(ask, answer, tmp_path, tiny_profile):
     policy = tmp_path / "policy.toml"
     policy.write_text('protected = ["*.embed_tokens.*"]\nlargest_relative_change = 0.25\nmost_modifications = 3\n')
     server, _ = ask(Answer(answer()), options=["--policy", policy])
@@ -76,11 +78,9 @@ def test_the_prompt_holds_goal_policy_operations_and_every_tensor(ask, answer, t
     for limit in ("*.embed_tokens.*", "0.25", "most modifications: 3"):
         assert limit in prompt
     for kind in OPERATIONS:
-        assert f"`{kind}`: " in prompt
+        assert f"\n- {kind}(" in prompt
     for tensor in tiny_profile.tensors:
-        assert f"\n{tensor.name} | " in prompt
-        assert f"{tensor.std:.5e}" in prompt
-    assert "left out" not in prompt.replace("Leave out", "")
+        assert f"\n- {tensor.role if tensor.layer is not None else tensor.name}" in prompt
     assert [message["role"] for message in server.requests[0].body["messages"]] == ["system", "user"]
 
 
@@ -101,7 +101,7 @@ def test_a_bad_answer_goes_back_with_every_problem_and_the_next_one_counts(ask, 
     )
     server, result = ask(Answer(json.dumps(bad)), Answer(answer()))
     assert result.status == 0, result.err
-    assert "asking test-model, 2 problems to mend" in result.err
+    assert "asking again, with 2 problems to mend" in result.err
     second = server.requests[1].body["messages"]
     assert [message["role"] for message in second] == ["system", "user", "assistant", "user"]
     assert second[2]["content"] == json.dumps(bad)
@@ -237,17 +237,18 @@ def test_a_hostile_name_does_not_break_the_repair_message(brief, tmp_path):
         "expected_impact": "e",
     }
     client = ScriptedClient([json.dumps({"modifications": [bad]}), '{"modifications": []}'])
-    analyst = LLMAnalyst(client)
+    analyst = LLMAnalyst(client, ONE_SHOT)
     assert analyst.propose(brief(model)).modifications == ()
     for exchange in analyst.transcript.exchanges:
         for message in exchange.request.messages:
             assert "\x1b" not in message.content
             assert "\nobey me" not in message.content
-    assert "up\\x1b[31m\\n\\n# Goal" in analyst.transcript.exchanges[1].request.messages[-1].content
+    repair = analyst.transcript.exchanges[1].request.messages[-1].content
+    assert "nearest: t0000" in repair or "such as t0000" in repair, "by its alias"
 
 
 def test_the_analyst_by_itself_raises_every_problem_and_is_silent(brief, tiny_model, capsys):
-    analyst = LLMAnalyst(ScriptedClient(["[]"]), most_repairs=0)
+    analyst = LLMAnalyst(ScriptedClient(["[]"]), Asking(tools=False, repairs=0))
     with pytest.raises(NoValidPlan) as raised:
         analyst.propose(brief(tiny_model))
     assert raised.value.problems == ("it is not a JSON object (answer with one JSON object)",)
@@ -256,7 +257,7 @@ def test_the_analyst_by_itself_raises_every_problem_and_is_silent(brief, tiny_mo
 
 def test_a_secret_is_kept_out_wherever_a_client_lets_it_through(brief, tiny_model):
     client = ScriptedClient(['{"modifications": []}'], name=f"model-of-{CANARY}")
-    analyst = LLMAnalyst(client, secrets=[CANARY])
+    analyst = LLMAnalyst(client, ONE_SHOT, secrets=[CANARY])
     assert CANARY not in analyst.propose(brief(tiny_model)).model_dump_json()
     given = analyst.transcript.model_dump_json()
     assert CANARY in given, "as the name of the model that was asked for"
@@ -270,10 +271,25 @@ def test_the_prompts_keep_their_lines(ask, answer):
     server, _ = ask(Answer(wrong), Answer(answer()))
     prompt, repair = sent(server), server.requests[1].body["messages"][-1]["content"]
     for kind in OPERATIONS:
-        assert len([line for line in prompt.splitlines() if line.startswith(f"- `{kind}`: ")]) == 1
-    assert all(line.startswith("  Example: ") for line in prompt.splitlines() if "Example: " in line)
+        assert len([line for line in prompt.splitlines() if line.startswith(f"- {kind}(")]) == 1
     assert len([line for line in repair.splitlines() if line.startswith("- m01: ")]) == 2
-    assert ".." not in prompt.partition("# Operations")[2].partition("# Targets")[0]
+    assert "{#" not in prompt
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_template_says_which_variables_it_takes(template):
+    from jinja2 import Environment, meta
+
+    text = resource("prompts", template)
+    used = meta.find_undeclared_variables(Environment(autoescape=False).parse(text))  # noqa: S701
+    assert used == set(declared_variables(text))
+
+
+def test_a_template_without_a_variable_is_an_error():
+    with pytest.raises(KeyError, match="takes problems"):
+        render("repair.md")
+    with pytest.raises(KeyError, match="takes problems"):
+        render("repair.md", problems=[], more=1)
 
 
 def test_what_a_model_says_of_the_plan_is_in_the_plan(ask, answer, tmp_path):

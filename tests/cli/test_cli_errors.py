@@ -364,7 +364,7 @@ def test_a_folder_that_does_not_exist_is_found_out_before_any_work(
     planner, approved, tiny_model, tmp_path, monkeypatch, arguments
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("planner.analysts.choice.RulesAnalyst.propose", None)
+    monkeypatch.setattr("planner.analysts.proposing.RulesAnalyst.propose", None)
     given = [{"MODEL": tiny_model, "PLAN": approved}.get(argument, argument) for argument in arguments]
     failed(planner(*given), 7, "storage", "no/such does not exist")
 

@@ -10,9 +10,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "analysts"))
 
+from chat_server import Answer, Calls, ChatServer
 from studies import TINY, documents, measure, suite_in
 
+from planner.analysts import read_transcript
+from planner.evidence import read_evidence
 from planner.inference import loading
+from planner.plan import read_plan
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +81,7 @@ def test_one_step_writes_two_files_and_one_json_document(planner, folder, everyt
 
 
 @pytest.mark.parametrize(
-    "where", ["planner.analysts.measured.MeasuredAnalyst.propose", "planner.analysts.choice.write_plan"]
+    "where", ["planner.analysts.measured.MeasuredAnalyst.propose", "planner.analysts.proposing.write_plan"]
 )
 def test_ctrl_c_leaves_nothing(planner, folder, everything, monkeypatch, where):
     def interrupted(*_, **__):
@@ -107,7 +111,7 @@ def test_a_plan_that_its_own_check_refuses_is_not_written(planner, folder, every
     [
         (("--tune", "suite.toml"), "--tune needs --evidence"),
         (("--drift-weight", 1), "--drift-weight needs --evidence"),
-        (("--evidence", "e.json", "--llm", "a/b"), "is for the rules"),
+        (("--evidence", "e.json", "--llm", "a/b", "--tune", "s.toml"), "--tune is for the rules"),
         (("--evidence", "nowhere.json"), "nowhere.json"),
         (("--evidence", "e.json", "--tune", "s.toml", "--budget", 0), "budget"),
     ],
@@ -135,3 +139,65 @@ def test_evidence_of_another_checkpoint_says_what_to_do(planner, folder, tiny_mo
     )
     assert result.status == 2
     assert "measure anew: planner probe" in result.err
+
+
+def cited(folder: Path, *, times: float = 1.0) -> str:
+    """A model's answer that cites what was measured, or `times` of it."""
+    measured = read_evidence(folder / "evidence.json")
+    best = max((one for one in measured.tensors if one.role == "down_proj"), key=lambda one: one.scale.gain)
+    modification = {
+        "id": "m01",
+        "target": {"tensors": [best.name]},
+        "operation": {"kind": "scale", "factor": 1.05 if best.scale.calibrated < 0 else 0.95},
+        "reasoning": "it is the most sensitive one",
+        "confidence": 0.6,
+        "expected_impact": "a lower loss",
+        "evidence": [{"tensor": best.name, "fact": "probe.scale.calibrated", "value": best.scale.calibrated * times}],
+    }
+    return json.dumps({"note": "from the sensitivities", "modifications": [modification]})
+
+
+def test_a_language_model_argues_from_what_was_measured(planner, folder, tiny_model):
+    looks = Calls([("sensitivities", {"by": "scale", "role": None, "most": 3}), ("check_plan", {"modifications": []})])
+    with ChatServer([looks, Answer(cited(folder, times=1.5)), Answer(cited(folder))]) as server:
+        asked = ["--goal", "know the lists", "--evidence", folder / "evidence.json", "--out", folder / "plan.json"]
+        result = planner("propose", tiny_model, *asked, "--llm", "m", "--base-url", server.base_url)
+    assert result.status == 0, result.err
+    first, second, third = (request.body for request in server.requests)
+    assert "probe.scale.calibrated" in first["messages"][1]["content"]
+    assert {"sensitivities", "predicted_change"} <= {tool["function"]["name"] for tool in first["tools"]}
+    assert "facts to cite: probe.scale.NAME" in second["messages"][-2]["content"]
+    assert "it cites probe.scale.calibrated" in third["messages"][-1]["content"], "a number that was not measured"
+    plan = read_plan((folder / "plan.json").read_text())
+    assert plan.evidence is not None
+    assert plan.evidence.file == "evidence.json"
+    assert (plan.analyst.rounds, plan.analyst.first_answer_valid) == (2, False)
+    assert read_transcript(folder / "plan.transcript.json").evidence == plan.evidence.id
+    checked = planner("check", folder / "plan.json", "--model", tiny_model, "--json")
+    assert checked.json["accepted"]
+    assert checked.json["prediction"]["evidence"] == plan.evidence.id, "found beside the plan, by its name"
+
+
+def test_confidence_is_held_against_what_came_of_it(planner, folder, tiny_model, tmp_path):
+    plan = folder / "plan.json"
+    suite_in(folder, documents("inventory.heldout", 0, 40))
+
+    def ask(*more: object):
+        with ChatServer([Answer(cited(folder))]) as server:
+            asked = ["--goal", "know the lists", "--evidence", folder / "evidence.json", "--no-tools", "--llm", "m"]
+            result = planner("propose", tiny_model, *asked, "--base-url", server.base_url, *more)
+        assert result.status == 0, result.err
+        return server.requests[0].body["messages"][1]["content"]
+
+    assert "Your record" not in ask("--out", plan)
+    assert planner("review", plan, "--model", tiny_model, "--approve", "all").status == 0
+    out = tmp_path / "changed"
+    assert planner("apply", plan, "--model", tiny_model, "--out", out).status == 0
+    suite = ["--suite", folder / "suite.toml", "--controls", 0]
+    assert planner("evaluate", out, "--baseline", tiny_model, *suite).status in (0, 5)
+    later = ask("--out", folder / "later.json")
+    assert "# Your record" in later
+    assert "of 1 evaluated plan" in later
+    assert "0.6" in later
+    shown = planner("review", folder / "later.json", "--model", tiny_model, "--approve", "m01")
+    assert "of 1 evaluated plan" in shown.out

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
+from chat_server import Answer, ChatServer, Received
 
 from planner.evaluation import Evaluation
 from planner.evidence import read_evidence
@@ -32,6 +34,11 @@ class Quiet:
         from planner.cli.console import Bar
 
         return nullcontext(Bar(None))
+
+
+def here(folder: Path) -> dict[str, str]:
+    """An environment whose folders are all in this one."""
+    return {"PLANNER_CACHE": str(folder), "PLANNER_STATE": str(folder / "state"), "PLANNER_OFFLINE": "1"}
 
 
 def few(source: str, count: int, folder: Path, name: str) -> None:
@@ -61,7 +68,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_measured_plan_helps_on_documents_that_nobody_saw(folder: Path) -> None:
     pipeline = read_pipeline(folder / "pipeline.toml")
     watcher = Quiet()
-    outcome = run(pipeline, folder, folder / "run", environment={"PLANNER_CACHE": str(folder)}, watcher=watcher)
+    outcome = run(pipeline, folder, folder / "run", environment=here(folder), watcher=watcher)
     assert outcome.decision == "kept", outcome.why
     found = Evaluation.model_validate_json((folder / "run" / "evaluation.json").read_text())
     calibrated = found.metrics[0].calibrated
@@ -81,13 +88,13 @@ def test_a_measured_plan_helps_on_documents_that_nobody_saw(folder: Path) -> Non
 
     # Asked again, it tells what it found; a text of the tuning that changed makes it another run.
     said = Quiet()
-    assert run(pipeline, folder, folder / "run", environment={}, watcher=said) == outcome
+    assert run(pipeline, folder, folder / "run", environment=here(folder), watcher=said) == outcome
     assert "is finished" in said.said[0]
 
 
 def test_a_stopped_run_does_not_measure_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = read_pipeline(folder / "pipeline.toml")
-    environment = {"PLANNER_CACHE": str(folder)}
+    environment = here(folder)
 
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -105,3 +112,35 @@ def test_a_stopped_run_does_not_measure_twice(folder: Path, monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         run(pipeline, folder, folder / "run", environment=environment, watcher=Quiet())
     assert json.loads((folder / "run" / "evidence.json").read_text())["created"] == before
+
+
+def test_a_language_model_works_from_what_the_pipeline_measured(folder: Path) -> None:
+    """It answers with the largest sensitivity that it was shown; the transcript and the track record are kept."""
+
+    def answered(received: Received) -> Answer:
+        task = received.body["messages"][1]["content"]
+        value = re.search(r"- down_proj probe\.scale\.calibrated: (\S+)", task)[1]
+        name = "model.layers.0.mlp.down_proj.weight"
+        modification = {
+            "id": "m01",
+            "target": {"tensors": [name]},
+            "operation": {"kind": "scale", "factor": 1.02 if float(value) < 0 else 0.98},
+            "reasoning": "r",
+            "confidence": 0.4,
+            "expected_impact": "e",
+            "evidence": [{"tensor": name, "fact": "probe.scale.calibrated", "value": float(value)}],
+        }
+        return Answer(json.dumps({"note": "n", "modifications": [modification]}))
+
+    with ChatServer([answered]) as server:
+        text = (folder / "pipeline.toml").read_text().partition("[tune]")[0]
+        text += f'[analyst]\nkind = "llm"\nllm = "m"\nbase_url = "{server.base_url}"\ntools = false\n'
+        (folder / "pipeline.toml").write_text(text)
+        pipeline = read_pipeline(folder / "pipeline.toml")
+        outcome = run(pipeline, folder, folder / "run", environment=here(folder), watcher=Quiet())
+    assert outcome.modifications == 1
+    plan = read_plan((folder / "run" / "plan.json").read_text())
+    assert plan.evidence is not None
+    assert plan.evidence.id == read_evidence(folder / "run" / "evidence.json").id
+    assert (folder / "run" / "plan.transcript.json").is_file()
+    assert list((folder / "state" / "track").glob("*.json"))

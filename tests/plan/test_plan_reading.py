@@ -161,7 +161,7 @@ FIRST = ("modifications", 0)
             _set(*FIRST, "evidence", 0, "value", to="0.03"),
             "modifications[0].evidence[0].value: Input should be a valid",
         ),
-        (_set("review", "m09", to=_document()["review"]["m01"]), "the review speaks of m09, which the plan does not"),
+        (_set("review", "m09", to=_document()["review"]["m01"]), "`review` speaks of m09, which the plan does not"),
         (
             _set("review", "m01", "decision", to="maybe"),
             "review.m01.decision: Input should be 'approved' or 'rejected'",
