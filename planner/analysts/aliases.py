@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from functools import cached_property
 
-from planner.architecture import ModelMap, role_of
+from planner.architecture import ModelMap
 
 __all__ = ["Aliases", "quoted"]
 
@@ -30,7 +30,6 @@ e_score_correction_bias sinks
 """
 _WORDS = frozenset(_USUAL.split())
 _LONGEST = 64
-_LONGEST_ROLE = 48
 _SHORTEST = 8
 
 
@@ -64,22 +63,12 @@ class Aliases:
         """Alias by real name, of those that have one."""
         return {name: shown for name, shown in self._shown.items() if name != shown}
 
-    @cached_property
-    def _strange(self) -> list[tuple[str, str]]:
-        """What to replace by what: hidden names by their aliases, and roles, which are pieces of names, by quoted ones.
-
-        The longest first: one may be part of another.
-        """
-        usual = {role_of(name).role for name in self._shown if name not in self.hidden}
-        roles = {role_of(name).role for name in self.hidden} - usual
-        found = {role: quoted(role, longest=_LONGEST_ROLE) for role in roles} | self.hidden
-        # A shorter one says nothing, and would be found inside other words.
-        return sorted(((a, b) for a, b in found.items() if len(a) >= _SHORTEST), key=lambda p: len(p[0]), reverse=True)
-
     def cleaned(self, text: str) -> str:
         """A text of ours that may name tensors, fit for a model: aliases for names, plain characters only."""
-        for strange, shown in self._strange:
-            text = text.replace(strange, shown)
+        # The longest first: one name may be part of another.
+        for name in sorted(self.hidden, key=len, reverse=True):
+            if len(name) >= _SHORTEST:  # a shorter one says nothing, and would be found inside other words
+                text = text.replace(name, self.hidden[name])
         return "".join(c for c in text if (c.isascii() and c.isprintable()) or c == "\n")
 
 

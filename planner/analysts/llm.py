@@ -81,7 +81,7 @@ class LLMAnalyst:
     def _proposed(self, brief: Brief, empty: Plan) -> Plan:
         assert self._recorder is not None
         asking = self._asking
-        aliases = Aliases(brief.checkpoint.tensors, brief.model)
+        aliases = Aliases((tensor.name for tensor in brief.profile.tensors), brief.model)
         bench = Bench(brief, aliases)
         budget = Budget(asking.limits, asking.price)
         tool_use = self._recorder.transcript.tool_use

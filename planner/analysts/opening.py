@@ -44,7 +44,7 @@ def first_question(
     brief: Brief, asking: Asking, *, record: str = "", clean: Callable[[str], str] = str, tools: bool = True
 ) -> Opening:
     """What a model would be asked first; nothing is sent. `tools` says whether there is anything to call."""
-    aliases = Aliases(brief.checkpoint.tensors, brief.model)
+    aliases = Aliases((tensor.name for tensor in brief.profile.tensors), brief.model)
     offers = offered(Bench(brief, aliases)) if tools and asking.tools else ()
     limit = context_limit(brief, asking.context_tokens)
     return opening_of(brief, aliases, tokens=limit, tools=offers, record=record, clean=clean)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
-from chat_server import Answer, Calls, ChatServer, Status
+from chat_server import Answer, Calls, ChatServer, Hang, Status
 
 from planner.analysts import read_transcript
 from planner.plan import read_plan
@@ -138,7 +139,7 @@ def test_the_tokens_are_limited(ask, answer, tmp_path):
 
 
 def test_a_limit_in_dollars_needs_a_price(ask, answer, tmp_path):
-    server, result = ask(options=["--max-cost", "0.1"])
+    _, result = ask(options=["--max-cost", "0.1"])
     assert result.status == 2
     assert "--price IN,OUT" in result.err
     _, result = ask(Answer(answer()), options=["--max-cost", "0.5", "--price", "2.5,10", "--no-tools"])
@@ -367,3 +368,73 @@ def test_what_is_shown_is_what_is_sent(ask, answer):
     server, _ = ask(Answer(answer()))
     assert [m["content"] for m in result.json["messages"]] == [m["content"] for m in bodies(server)[0]["messages"]]
     assert shown.requests == []
+
+
+def test_the_whole_plan_has_a_deadline(ask, tmp_path):
+    began = time.monotonic()
+    _, result = ask(Calls([STATISTICS]), Hang(), options=["--deadline", "4"])
+    assert time.monotonic() - began < 15
+    assert result.status == 6
+    assert "error[endpoint-unreachable]" in result.err
+    transcript = read_transcript(tmp_path / "plan.transcript.json")
+    assert transcript.outcome == "endpoint-unreachable"
+    assert [exchange.failed is None for exchange in transcript.exchanges] == [True, False]
+
+
+def test_the_random_control_is_as_strong_as_the_plan_it_is_like(ask, answer, planner, tiny_model, tmp_path):
+    ask(Answer(answer()), options=["--no-tools"])
+    given = ["--analyst", "random", "--like", tmp_path / "plan.json", "--goal", "g", "--seed", "3"]
+    for name in ("a.json", "b.json"):
+        result = planner("propose", tiny_model, *given, "--out", tmp_path / name)
+        assert result.status == 0, result.err
+    control, again = (read_plan((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
+    assert control.modifications == again.modifications, "by its seed"
+    assert control.analyst.kind == "random"
+    assert control.analyst.seed == 3
+    assert control.modifications[0].target.tensors != (UP,)
+    strengths = []
+    for name in ("plan.json", "a.json"):
+        checked = planner("check", tmp_path / name, "--model", tiny_model, "--json").json
+        strengths.append(checked["modifications"][0]["tensors"][0]["relative_change"])
+    assert strengths[0] == pytest.approx(strengths[1], rel=0.1)
+
+
+def test_ctrl_c_keeps_what_was_said(ask, answer, tmp_path, monkeypatch):
+    def pressed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("planner.analysts.llm.judged", pressed)
+    _, result = ask(Answer(answer()), options=["--no-tools"])
+    assert result.status == 130
+    transcript = read_transcript(tmp_path / "plan.transcript.json")
+    assert transcript.outcome == "interrupted"
+    assert transcript.exchanges[0].reply is not None
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_too_many_calls_at_once_are_answered_in_part(ask, answer, tmp_path):
+    server, result = ask(Calls([STATISTICS] * 10), Answer(answer()))
+    assert result.status == 0, result.err
+    told = [m["content"] for m in bodies(server)[1]["messages"] if m["role"] == "tool"]
+    assert len(told) == 10, "every call has its result"
+    assert [text.startswith("not called") for text in told] == [False] * 8 + [True] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("not json", "cannot be read"),
+        ('{"calls": 3}', "no list `calls`"),
+        ('{"calls": [{"name": "x"}]}', "names no tool"),
+    ],
+)
+def test_calls_that_cannot_be_read_are_told_to_the_model(ask, answer, text, words):
+    server, result = ask(NO_TOOLS, Answer(text), Answer('{"calls": []}'), Answer(answer()))
+    assert result.status == 0, result.err
+    assert words in bodies(server)[2]["messages"][-1]["content"]
+
+
+def test_a_plan_in_the_place_of_calls_is_taken(ask, answer):
+    server, result = ask(NO_TOOLS, Answer(answer()))
+    assert result.status == 0, result.err
+    assert len(server.requests) == 2

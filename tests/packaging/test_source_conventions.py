@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import site
 from pathlib import Path
 
 import pytest
@@ -202,3 +203,10 @@ def test_no_other_module_defines_errors_for_users():
             if isinstance(node, ast.ClassDef) and path.name != "errors.py":
                 bases = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
                 assert not bases & set(errors.__all__), f"{path}: {node.name}"
+
+
+def test_nothing_runs_at_every_start_of_the_interpreter_that_nobody_put_there():
+    """A release of litellm that had been taken over left a .pth file, whose lines Python runs whenever it starts."""
+    known = ("_editable_impl_model_patch_planner.pth", "a1_coverage.pth", "distutils-precedence.pth", "pytest-cov.pth")
+    found = {path.name for folder in site.getsitepackages() for path in Path(folder).glob("*.pth")}
+    assert found <= set(known)
