@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
+from scripted_model import serving
 
 EXAMPLES = Path(__file__).parent
 MODEL = "tiny-model"
@@ -73,6 +74,15 @@ def story(folder: Path) -> dict[str, Any]:
     run(folder, f"planner probe {MODEL} {goal} --out evidence.json")
     chapter("12. From evidence to a plan that helps.", "Measured, tuned, and judged on documents that neither saw.")
     run(folder, "planner run measured.toml --run-dir measured", statuses=(0, 5))
+    chapter(
+        "13. A language model argues from it.", "A script plays the model: it looks, errs, is told why, and mends it."
+    )
+    with serving() as address:
+        asked = f"--goal 'know the inventory notes' --evidence evidence.json --llm scripted --base-url {address}"
+        run(folder, f"planner propose {MODEL} {asked} --out argued.json")
+    run(folder, f"planner check argued.json --model {MODEL}")
+    run(folder, f"planner propose {MODEL} --evidence evidence.json --replay argued.transcript.json --out replayed.json")
+    run(folder, "planner report argued.transcript.json --out conversation.html")
     found: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
     return found
 

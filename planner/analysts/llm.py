@@ -89,8 +89,8 @@ class LLMAnalyst:
         limit = context_limit(brief, asking.context_tokens)
         opening = opening_of(brief, aliases, tokens=limit, tools=tools, record=self._record, clean=self._clean)
         self._tell(f"asking {self._client.name}: {opening.tokens:,} tokens to begin with")
-        for left_out in opening.left_out[:5]:
-            self._tell(f"    left out: {left_out}")
+        if opening.left_out:
+            self._tell(f"    left out to fit: {'; '.join(opening.left_out)}")
         found = Findings((), None, tool_use)
         if tools and asking.limits.steps:
             found = Investigation(

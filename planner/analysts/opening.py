@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+
 from planner.analysts.aliases import Aliases
 from planner.analysts.base import Brief
 from planner.analysts.budget import request_tokens

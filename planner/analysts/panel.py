@@ -15,7 +15,7 @@ from planner.analysts.replay import ReplayClient
 from planner.analysts.settings import Asking, Price
 from planner.analysts.track_record import track_folder, track_record
 from planner.analysts.transcript import Transcript, read_transcript
-from planner.errors import AnalystFailed, UsageError
+from planner.errors import AnalystFailed, NoValidPlan, UsageError
 from planner.llm import Client, client_for, secrets_in
 from planner.llm.kept_answers import KeptAnswers
 from planner.llm.ladder import Ladder
@@ -110,8 +110,14 @@ def _asked(
     known = track_record(track_folder(environment), "llm", client.name)
     analyst = LLMAnalyst(client, asking, record=known.sentence() if known.plans else "", secrets=secrets, tell=tell)
     kept = transcript_path(out)
+    if isinstance(client, KeptAnswers):
+        client.begin()
     try:
         return analyst.propose(brief), kept.name
+    except NoValidPlan:
+        if isinstance(client, KeptAnswers):
+            client.forget()
+        raise
     finally:
         transcript = analyst.transcript
         if transcript and transcript.exchanges:

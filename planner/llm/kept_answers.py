@@ -20,6 +20,7 @@ class KeptAnswers:
         self._client = client
         self._folder = folder
         self._asked = f"{endpoint}\n{client.name}\n"
+        self._given: list[Path] = []
 
     @property
     def name(self) -> str:
@@ -35,6 +36,7 @@ class KeptAnswers:
     def complete(self, request: Request, *, within_s: float | None = None) -> Reply:
         """The kept answer, else a new one, which is kept."""
         path = self._path(request)
+        self._given.append(path)
         with suppress(OSError, ValueError):  # among them ValidationError: another version wrote it
             return Reply.model_validate_json(path.read_bytes()).model_copy(update={"cached": True})
         reply = self._client.complete(request, within_s=within_s)
@@ -42,6 +44,17 @@ class KeptAnswers:
             fsio.ensure_folder(path.parent)
             fsio.replace_file(path, reply.model_dump_json().encode() + b"\n", mode=0o600)
         return reply
+
+    def begin(self) -> None:
+        """A new conversation begins: `forget` is about what is asked from here on."""
+        self._given.clear()
+
+    def forget(self) -> None:
+        """Keep nothing of this conversation: its answers led nowhere, and the next try should not be given them."""
+        for path in self._given:
+            with suppress(StorageError):
+                fsio.remove_file(path)
+        self._given.clear()
 
     def close(self) -> None:
         """Close the client behind."""

@@ -22,8 +22,8 @@ from planner.plan.reading import problems_of, read_plan, write_plan
 from planner.plan.review import approved, decide, modification_digest, undecided
 from planner.plan.target import Target, TargetUnmatched, resolve
 from planner.plan.types import (
-    Agreement,
     PLAN_SCHEMA,
+    Agreement,
     AnalystRecord,
     CheckpointRef,
     Decision,

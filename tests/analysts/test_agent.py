@@ -438,3 +438,20 @@ def test_a_plan_in_the_place_of_calls_is_taken(ask, answer):
     server, result = ask(NO_TOOLS, Answer(answer()))
     assert result.status == 0, result.err
     assert len(server.requests) == 2
+
+
+def test_answers_that_led_nowhere_are_not_given_again(planner, tiny_model, tmp_path, answer):
+    with ChatServer([Answer("no"), Answer(answer())]) as server:
+        given = ["--goal", "g", "--llm", "m", "--base-url", server.base_url, "--no-tools", "--repairs", "0"]
+        assert planner("propose", tiny_model, *given, "--out", tmp_path / "a.json").status == 6
+        assert planner("propose", tiny_model, *given, "--out", tmp_path / "a.json").status == 0
+
+
+def test_a_conversation_that_broke_off_goes_on_where_it_was(planner, tiny_model, tmp_path, answer):
+    """The endpoint died after the second step: what it had said is not asked for, nor paid for, again."""
+    with ChatServer([Calls([STATISTICS]), Status(401, {"error": {"message": "gone"}}), Answer(answer())]) as server:
+        given = ["--goal", "g", "--llm", "m", "--base-url", server.base_url]
+        assert planner("propose", tiny_model, *given, "--out", tmp_path / "a.json").status == 6
+        again = planner("propose", tiny_model, *given, "--out", tmp_path / "a.json")
+    assert again.status == 0, again.err
+    assert len(server.requests) == 3

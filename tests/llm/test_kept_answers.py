@@ -99,3 +99,14 @@ def test_what_stands_in_front_passes_on_what_it_is_asked(tmp_path):
     assert (client.name, client.native_tools) == ("m", False)
     client.close()
     assert inner.closed == 1
+
+
+def test_a_conversation_that_led_nowhere_is_forgotten_and_an_earlier_one_is_not(tmp_path):
+    other = ASK.model_copy(update={"seed": 1})
+    client = KeptAnswers(ScriptedClient(["one", "two", "three"]), tmp_path, endpoint="e")
+    client.complete(ASK)
+    client.begin()
+    client.complete(other)
+    client.forget()
+    assert client.complete(ASK).cached
+    assert client.complete(other).text == "three"
