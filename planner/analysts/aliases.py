@@ -8,6 +8,7 @@ after its place in the checkpoint, and shown once, quoted, as data. The table st
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from functools import cached_property
 
@@ -29,6 +30,7 @@ x_proj A_log D q_a_proj q_b_proj kv_a_proj_with_mqa kv_b_proj q_a_layernorm kv_a
 e_score_correction_bias sinks
 """
 _WORDS = frozenset(_USUAL.split())
+_BRACES = re.compile(r"[{}]")
 _LONGEST = 64
 _SHORTEST = 8
 
@@ -57,6 +59,11 @@ class Aliases:
     def real(self, shown: str) -> str:
         """The tensor that an alias means; any other text unchanged, a pattern for example."""
         return self._real.get(shown, shown)
+
+    def target(self, shown: str) -> str:
+        """The same for a target, where a name with braces would mean other tensors: it then stays as it is."""
+        real = self.real(shown)
+        return shown if real != shown and _BRACES.search(real) else real
 
     @cached_property
     def hidden(self) -> dict[str, str]:

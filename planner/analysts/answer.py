@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
 from planner import strict_json
-from planner.analysts.aliases import Aliases
+from planner.analysts.aliases import Aliases, quoted
 from planner.analysts.wire import unwired
+from planner.operations import named_beside
 from planner.plan import Modification, Problem, problems_of
 from planner.records import Record
 
 __all__ = ["Answer", "looks_like_json", "read_answer", "read_modifications", "sound_object"]
 
 _FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n[ \t]*```", re.DOTALL)
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 _LARGEST = 2**20
 _DEEPEST = 32
 
@@ -54,11 +56,19 @@ def read_answer(text: str, aliases: Aliases | None = None) -> Answer:
         document = document | {"modifications": [unwired(item, aliases) for item in items]}
     found = _read(_Document, document)
     if isinstance(found, _Document):
-        return Answer(found.note, found.modifications)
+        problems = _outside(found.modifications)
+        at_fault = {problem.modification for problem in problems}
+        return Answer(found.note, tuple(m for m in found.modifications if m.id not in at_fault), tuple(problems))
     note = document.get("note")
     each = [_read(Modification, item) for item in items] if isinstance(items, list) else []
     readable = [one for one in each if isinstance(one, Modification)]
-    return Answer(note if isinstance(note, str) else "", tuple(readable), tuple(problems_of(found, document)))
+    outside = _outside(readable)
+    at_fault = {problem.modification for problem in outside}
+    return Answer(
+        note if isinstance(note, str) else "",
+        tuple(one for one in readable if one.id not in at_fault),
+        (*problems_of(found, document), *outside),
+    )
 
 
 def read_modifications(
@@ -73,7 +83,9 @@ def read_modifications(
         sound.append(unwired(found, aliases))
     whole = {"modifications": sound}
     read = _read(_Document, whole)
-    return read.modifications if isinstance(read, _Document) else problems_of(read, whole)
+    if not isinstance(read, _Document):
+        return problems_of(read, whole)
+    return _outside(read.modifications) or read.modifications
 
 
 def sound_object(text: str) -> dict[str, Any] | Problem:
@@ -91,6 +103,21 @@ def sound_object(text: str) -> dict[str, Any] | Problem:
     if _depth(document) > _DEEPEST:
         return _problem("it is nested too deep", f"no plan needs more than {_DEEPEST} levels")
     return document
+
+
+def _outside(modifications: Iterable[Modification]) -> list[Problem]:
+    """Files that a model names and that do not lie beside the plan: it has no business anywhere else."""
+    return [
+        Problem(
+            modification=modification.id,
+            code="outside-folder",
+            message=f"it names {quoted(name)}, which is no file beside the plan",
+            hint="use an operation that needs no file",
+        )
+        for modification in modifications
+        for name in named_beside(modification.operation)
+        if not _PLAIN_NAME.fullmatch(name)
+    ]
 
 
 def looks_like_json(text: str) -> bool:

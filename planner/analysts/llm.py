@@ -30,6 +30,7 @@ __all__ = ["LLMAnalyst"]
 
 _LONGEST_PROBLEM = 2000
 _MOST_PROBLEMS = 60
+_MOST_CHARACTERS_A_TOKEN = 8
 
 Told = Callable[[str], None]
 
@@ -138,7 +139,8 @@ class LLMAnalyst:
             if len(last.problems) > _MOST_PROBLEMS:
                 problems.append(f"and {len(last.problems) - _MOST_PROBLEMS} more")
             repair = self._clean(render("repair.md", problems=problems))
-            messages += (Message(role="assistant", content=text), Message(role="user", content=repair))
+            back = _given_back(text, self._asking.max_output_tokens)
+            messages += (Message(role="assistant", content=back), Message(role="user", content=repair))
             text = None
         if best is not None:
             return self._signed(best, found, rounds=rounds)
@@ -230,6 +232,12 @@ class LLMAnalyst:
     def _clean(self, text: str) -> str:
         """Without any secret: what the user's files hold by mistake is not sent either."""
         return redact(text, self._secrets)
+
+
+def _given_back(text: str, max_output_tokens: int) -> str:
+    """An answer as it goes back to its author: whole, unless it is far longer than it may be."""
+    most = _MOST_CHARACTERS_A_TOKEN * max_output_tokens
+    return text if len(text) <= most else f"{text[:most]}\n[cut here: {len(text):,} characters]"
 
 
 def _told(problem: Problem, bench: Bench) -> str:

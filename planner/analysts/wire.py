@@ -66,7 +66,7 @@ def unwired(document: Any, aliases: Aliases | None = None) -> Any:
         if isinstance(target.get("elements"), dict):
             target["elements"] = _given(target["elements"])
         if aliases and isinstance(target.get("tensors"), list):
-            target["tensors"] = [aliases.real(n) if isinstance(n, str) else n for n in target["tensors"]]
+            target["tensors"] = [aliases.target(n) if isinstance(n, str) else n for n in target["tensors"]]
         found["target"] = target
     if isinstance(found.get("operation"), dict):
         found["operation"] = {

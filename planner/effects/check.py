@@ -20,7 +20,7 @@ from planner.effects.preview import preview
 from planner.effects.types import CheckedModification, CheckedTensor, CheckReport, Preview, Standing
 from planner.effects.verdicts import Judge, Verdict
 from planner.evidence.facts import PREFIX
-from planner.operations import Step
+from planner.operations import Step, named_beside
 from planner.plan import Modification, Plan, Policy, Problem
 from planner.profile import Histograms, Profile
 
@@ -61,6 +61,8 @@ def check(
     previews: dict[str, dict[str, Preview]] = {}
     for modification in plan.modifications:
         found += found_in.of_modification(modification, profile, policy, known[0] if known else None, missing)
+        if modification.operation.kind not in policy.operations and named_beside(modification.operation):
+            continue  # what may not be done is no reason to open a file
         try:
             edit = resolved(modification, around)
             found += found_in.of_tensors(modification, list(edit.steps), checkpoint, policy)

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from planner.operations.bake_steering import BakeSteering
 from planner.operations.base import Example, Operation
+from planner.operations.beside import named_beside
 from planner.operations.blend import Blend
 from planner.operations.boost import Boost
 from planner.operations.channel_scale import ChannelScale
@@ -81,6 +82,7 @@ __all__ = [
     "beyond_quantile_of_counts",
     "beyond_quantile_of_values",
     "fold",
+    "named_beside",
     "numbers_in",
     "pointwise",
 ]

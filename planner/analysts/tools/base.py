@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from planner.analysts.aliases import Aliases, quoted
@@ -92,6 +93,7 @@ class Bench:
         """A text of the planner's own that may name tensors or roles: aliases for them, plain characters only."""
         for spelled, shown in self._spellings:
             text = text.replace(spelled, shown)
+        text = text.replace(str(Path.home()), "~")  # where the user's files lie is nobody's business
         return self.aliases.cleaned(text)
 
     @cached_property
