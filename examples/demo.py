@@ -83,6 +83,9 @@ def story(folder: Path) -> dict[str, Any]:
     run(folder, f"planner check argued.json --model {MODEL}")
     run(folder, f"planner propose {MODEL} --evidence evidence.json --replay argued.transcript.json --out replayed.json")
     run(folder, "planner report argued.transcript.json --out conversation.html")
+    run(folder, f"planner review argued.json --model {MODEL} --approve all --why 'it cites what was measured'")
+    run(folder, f"planner apply argued.json --model {MODEL} --out argued")
+    run(folder, f"planner evaluate argued --baseline {MODEL} --suite inventory.toml --controls 19", statuses=(0, 5))
     found: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
     return found
 

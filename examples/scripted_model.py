@@ -1,7 +1,7 @@
 """A script that plays the language model, so that the analyst can be seen at work without a key and without a network.
 
 It speaks OpenAI's chat completions on this machine, looks at two things when it is offered tools, answers with a plan
-that has two faults, and mends it when it is told. It knows nothing about weights: it takes the tensor that the prompt
+that has two faults, and mends it when it is told. It knows nothing about weights: it takes the row that the prompt
 lists first, and cites what stands there. Run it by itself and point `--base-url` at what it prints:
 
     python examples/scripted_model.py
@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-_LISTED = re.compile(r"^  (model\.layers\.\S+) (\S+) \(", re.MULTILINE)
-"""A tensor in the prompt's list of sensitive ones, and its `probe.scale.calibrated`."""
+_ROW = re.compile(r"^  (\S+) probe\.row\.(\d+) (\S+) \(", re.MULTILINE)
+"""The first row in the prompt's list of those that can win most, and its sensitivity; there where there is evidence."""
 _SERIES = re.compile(r"^- (\w+) rms: (\S+)", re.MULTILINE)
-"""Without evidence: a role, and the rms of it in the first layer."""
+"""Without: a role, and the rms of it in the first layer."""
 
 
 @contextmanager
@@ -64,27 +64,29 @@ def calls(wanted: list[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
 
 def plan(task: str, *, mended: bool) -> dict[str, Any]:
     """A small step where the prompt says that it helps; at first beside a scale that cancels and an invented number."""
-    if listed := _LISTED.search(task):
-        tensor, fact, value = listed[1], "probe.scale.calibrated", float(listed[2])
-        factor = 0.95 if value > 0 else 1.05
+    if row := _ROW.search(task):
+        tensor, fact, value = row[1], f"probe.row.{row[2]}", float(row[3])
+        elements, factor = {"kind": "rows", "indices": row[2]}, 0.8 if value > 0 else 1.25
+        why = "a step against its sign lowers the loss at first order"
     else:
         series = _SERIES.search(task)
         assert series, "the prompt holds statistics at least"
         pattern = re.search(rf"^- {series[1]}: (\S+)", task, re.MULTILINE)
         assert pattern, "and the names of the role's tensors"
         tensor = re.sub(r"\{(\d+)-\d+\}", r"\1", pattern[1])
-        fact, value, factor = "rms", float(series[2]), 0.98
+        fact, value, elements, factor = "rms", float(series[2]), None, 0.98
+        why = "it was shown first, which is no reason; a script does not know better"
     good = {
         "id": "m01",
-        "target": {"tensors": [tensor]},
+        "target": {"tensors": [tensor], "elements": elements},
         "operation": {"kind": "scale", "factor": factor},
-        "reasoning": f"{fact} of {tensor} is {value:.4g}: a step against its sign lowers the loss at first order",
+        "reasoning": f"{fact} of {tensor} is {value:.4g}: {why}",
         "confidence": 0.55,
         "expected_impact": "a slightly lower calibrated loss on the goal text",
         "evidence": [{"tensor": tensor, "fact": fact, "value": value}],
     }
     if mended:
-        return {"note": "one small step, the largest that was measured", "modifications": [good]}
+        return {"note": "one step, where most was measured", "modifications": [good]}
     cancels = good | {"id": "m02", "target": {"roles": ["q_proj"], "layers": "1"}}
     invented = good | {"id": "m03", "evidence": [{"tensor": tensor, "fact": "std", "value": 0.5}]}
     return {"note": "three steps", "modifications": [good, cancels, invented]}

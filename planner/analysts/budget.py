@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from planner.analysts.settings import Limits, Price
-from planner.errors import LimitReached
+from planner.errors import AnalystFailed, EndpointUnreachable, LimitReached
 from planner.llm import Reply, Request
 from planner.llm.tokens import estimated_tokens
+from planner.plan import Usage
 
-__all__ = ["Budget", "request_tokens"]
+__all__ = ["Budget", "request_tokens", "spent"]
 
 _PER_MESSAGE = 8
 """Tokens that the framing of one message takes, at most, in the chat formats known."""
+_MOMENT_S = 0.5
 _ANSWER_SHAPE = 4_000
 """Tokens that the schema of a plan takes, at most."""
 
@@ -29,6 +31,20 @@ def request_tokens(request: Request) -> int:
     if request.shape:
         described.append(request.shape.model_dump_json())
     return words + sum(map(estimated_tokens, described))
+
+
+def spent(replies: Iterable[Reply], price: Price | None) -> Usage:
+    """What answers took, as their providers counted; what was kept from an earlier run costs nothing now.
+
+    The cost is the providers', or by `price` where one of them said none; null where nobody knows it.
+    """
+    paid = [reply.usage for reply in replies if not reply.cached]
+    costs = [usage.cost_usd for usage in paid]
+    sent, received = sum(usage.input_tokens for usage in paid), sum(usage.output_tokens for usage in paid)
+    cost = None if None in costs else sum(cost for cost in costs if cost is not None)
+    if cost is None and price:
+        cost = (sent * price.input_usd + received * price.output_usd) / 1e6
+    return Usage(input_tokens=sent, output_tokens=received, cost_usd=cost)
 
 
 class Budget:
@@ -60,6 +76,12 @@ class Budget:
         elif self._price:
             self.cost_usd += self._cost(sent, received)
 
+    def blamed(self, error: EndpointUnreachable) -> AnalystFailed:
+        """The error, or that the time for the whole plan is over where that is why nothing came."""
+        if self.left_s > _MOMENT_S:
+            return error
+        return self._reached(f"{self._limits.wall_s:g} seconds for the whole plan are over", "--deadline")
+
     def require(self, request: Request, *, and_answer: bool = False) -> None:
         """Raises `LimitReached` where the request, with the longest answer it allows, would pass a limit.
 
@@ -68,7 +90,7 @@ class Budget:
         sent = request_tokens(request)
         reserved = sent + _ANSWER_SHAPE + request.max_output_tokens if and_answer else 0
         if self.left_s <= 0:
-            raise self._reached(f"{self._limits.wall_s:g} seconds are over", "--deadline")
+            raise self._reached(f"{self._limits.wall_s:g} seconds for the whole plan are over", "--deadline")
         needed = sent + request.max_output_tokens + reserved
         if self.tokens + needed > self._limits.tokens:
             raise self._reached(
@@ -81,7 +103,7 @@ class Budget:
                 raise self._reached(
                     f"{self.cost_usd:.4f} of {self._limits.cost_usd:g} US dollars are used, and what comes next may "
                     f"cost {most:.4f}",
-                    "--max-cost",
+                    "--max-cost, or lower --max-output-tokens",
                 )
 
     def _cost(self, sent: int, received: int) -> float:

@@ -36,16 +36,23 @@ _HEADING = (
     "Operations, as kind(parameter: type = default), `?` for one that may be left out; written as "
     f'{{"kind": "scale", "factor": 1.02}}. {_NOTATION}'
 )
+_ELEMENTS = (
+    "Elements of a target (`elements`; all of them without it), written as "
+    '{"kind": "rows", "indices": "33,37"} or {"kind": "tokens", "texts": ["Once"]}:'
+)
 
 
-def catalogue(policy: Policy) -> str:
+def catalogue(policy: Policy, *, tools: bool = True) -> str:
     """Every operation that the policy allows in one line each, then every choice of elements.
 
-    At most 2,000 tokens by `estimated_tokens` with all of them.
+    With `tools`, of an operation that needs a file beside the plan there is hardly more than its name: usually there is
+    no file, and `describe_operation` tells the rest. At most 2,000 tokens by `estimated_tokens` with all of them.
     """
     lines = [_HEADING]
-    lines += [_line(kind, record) for kind, record in OPERATIONS.items() if kind in policy.operations]
-    lines.append("Elements of a target (`elements`; all of them without it):")
+    for kind, record in OPERATIONS.items():
+        if kind in policy.operations:
+            lines.append(_short(kind) if tools and _needs_file(record) else _line(kind, record))
+    lines.append(_ELEMENTS)
     lines += [_line(kind, record) for kind, record in ELEMENTS.items()]
     return "\n".join(lines)
 
@@ -92,6 +99,10 @@ def _line(kind: str, record: type[Record]) -> str:
     marked = f" [{_BESIDE}]" if issubclass(record, Operation) and _needs_file(record) else ""
     sentence = _meaning(record).partition(". ")[0].rstrip(".")
     return f"- {kind}({parameters}): {sentence}.{marked}"
+
+
+def _short(kind: str) -> str:
+    return f'- {kind} [{_BESIDE}; describe_operation("{kind}") says more]'
 
 
 def _fields(record: type[Record]) -> Iterator[tuple[str, FieldInfo]]:

@@ -11,26 +11,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from planner.analysts.aliases import quoted
-from planner.analysts.answer import sound_object
+from planner.analysts.answer import looks_like_json, sound_object
 from planner.analysts.budget import Budget, request_tokens
 from planner.analysts.prompts import render
-from planner.analysts.settings import Asking, ToolUse
+from planner.analysts.settings import MOST_CALLS, Asking, ToolUse
 from planner.analysts.tools import Bench, call, offered
 from planner.analysts.tools.meanings import escaped
 from planner.analysts.transcript import CalledTool, Recorder
-from planner.errors import FeatureRefused, LimitReached
+from planner.errors import EndpointUnreachable, FeatureRefused, LimitReached
 from planner.llm import AnswerShape, Message, Reply, Request, Tool, ToolCall
 from planner.plain_text import plain
 from planner.plan import Problem
+from planner.strict_json import JsonRefused, loads
 
-__all__ = ["Findings", "Investigation"]
+__all__ = ["Findings", "Investigation", "shortened"]
 
-_MOST_CALLS = 8
-"""Calls of one reply that are answered."""
 _LONGEST_THOUGHT = 1000
-_LONGEST_HEARD = 190
-"""Characters of a call's arguments that the model is reminded of; quoted they are at most twice as many."""
-_GROWTH = 3
+_LONGEST_HEARD = 1200
+"""Characters of a call's arguments that the model is reminded of."""
+_GROWTH = 6
 """The conversation may grow to this many times the first question's limit."""
 _CALLS_SHAPE = AnswerShape(
     name="calls",
@@ -70,9 +69,11 @@ class Findings:
 
     def as_text(self) -> str:
         """For the question that asks for the plan."""
-        if not self.looked_at:
+        last = _echoed(self.answer) if self.answer and not looks_like_json(self.answer) else ""
+        if not self.looked_at and not last:
             return ""
-        return render("findings.md", steps=[(_echoed(said), [_heard(one) for one in c]) for said, c in self.looked_at])
+        steps = [(_echoed(said), [_heard(one) for one in called]) for said, called in self.looked_at]
+        return render("findings.md", steps=steps, last=last)
 
 
 class Investigation:
@@ -98,19 +99,21 @@ class Investigation:
         self._clean = clean
         self._looked_at: list[tuple[str, tuple[CalledTool, ...]]] = []
 
-    def run(self, opening: tuple[Message, ...], tool_use: ToolUse) -> Findings:
-        """Look until the model stops or a limit says so. Raises what the client raises."""
+    def run(self, opening: tuple[Message, Message], look: str, tool_use: ToolUse) -> Findings:
+        """Look until the model stops or a limit says so; `look` invites to it. Raises what the client raises."""
+        system, task = opening
+        invited = (system, Message(role="user", content=f"{task.content}\n{look}"))
         answer: str | None = None
         if tool_use == "native":
             try:
-                answer = self._native(opening)
+                answer = self._native(invited)
             except FeatureRefused as error:
                 if error.feature != "tools":
                     raise
                 self._tell("the endpoint has no tool calls; tools are called as JSON instead")
                 tool_use = "protocol"
         if tool_use == "protocol":
-            answer = self._protocol(opening)
+            answer = self._protocol(invited)
         return Findings(tuple(self._looked_at), answer, tool_use)
 
     def _native(self, messages: tuple[Message, ...]) -> str | None:
@@ -121,14 +124,15 @@ class Investigation:
                 return None
             if not reply.tool_calls:
                 return reply.text
-            results = self._called(reply.text, reply.tool_calls)
+            results = _counted_down(self._called(reply.text, reply.tool_calls), step, self._asking.limits.steps)
             messages += (
                 Message(role="assistant", content=reply.text, tool_calls=reply.tool_calls),
                 *(Message(role="tool", content=text, tool_call_id=called) for called, text in results),
             )
+        self._out_of_steps()
         return None
 
-    def _protocol(self, opening: tuple[Message, ...]) -> str | None:
+    def _protocol(self, opening: tuple[Message, Message]) -> str | None:
         system, task = opening
         tools = [tool.model_dump() for tool in offered(self._bench)]
         asked = task.content + "\n\n" + render("protocol.md", tools=tools, steps=self._asking.limits.steps)
@@ -147,6 +151,7 @@ class Investigation:
             else:
                 return None
             messages += (Message(role="assistant", content=reply.text), Message(role="user", content=told))
+        self._out_of_steps()
         return None
 
     def _request(
@@ -165,36 +170,56 @@ class Investigation:
 
     def _asked(self, request: Request, step: int) -> Reply | None:
         """The reply; None where it is time to answer."""
+        size = request_tokens(request)
         try:
             self._budget.require(request, and_answer=True)
         except LimitReached as error:
-            self._tell(f"no more looking: {error.message}")
+            self._stopped(error.message)
             return None
-        if (size := request_tokens(request)) > self._most_tokens:
-            self._tell(f"no more looking: the conversation has grown to {size:,} tokens")
+        if size > self._most_tokens:
+            self._stopped(f"the conversation has grown to {size:,} tokens")
             return None
-        self._tell(f"step {step}: asking {self._recorder.transcript.model} ({size:,} tokens)")
+        self._tell(f"step {step}: {size:,} tokens")
         within = min(self._asking.timeout_s, self._budget.left_s)
-        reply = self._recorder.ask(request, "investigate", within_s=within)
+        try:
+            reply = self._recorder.ask(request, "investigate", within_s=within)
+        except EndpointUnreachable as error:
+            raise self._budget.blamed(error) from None
         self._budget.spend(request, reply)
+        if reply.cached:
+            self._tell("    answered from an earlier run (--no-cache asks anew)")
         return reply
+
+    def _out_of_steps(self) -> None:
+        self._stopped(f"{self._asking.limits.steps} steps are used")
+
+    def _stopped(self, why: str) -> None:
+        self._recorder.stop_looking(why)
+        self._tell(f"no more looking: {why}")
 
     def _called(self, said: str, calls: tuple[ToolCall, ...]) -> list[tuple[str, str]]:
         """Every call with its result, by the call's id."""
         results: list[tuple[str, str]] = []
         notes: list[CalledTool] = []
         for place, wanted in enumerate(calls):
-            if place < _MOST_CALLS:
+            if place < MOST_CALLS:
                 found = call(wanted.name, wanted.arguments, self._bench)
                 text, ok = self._clean(found.text), found.ok
             else:
-                text, ok = f"not called: only {_MOST_CALLS} calls of one step are answered", False
+                text, ok = f"not called: only {MOST_CALLS} calls of one step are answered", False
             results.append((wanted.id, text))
             notes.append(CalledTool(name=wanted.name, arguments=wanted.arguments, result=text, ok=ok))
             self._tell(f"    {shown(wanted)} -> {shortened(text)}" + ("" if ok else " (refused)"))
         self._recorder.amend(called=tuple(notes))
         self._looked_at.append((said, tuple(notes)))
         return results
+
+
+def _counted_down(results: list[tuple[str, str]], step: int, steps: int) -> list[tuple[str, str]]:
+    """The results, the last of which says how many steps are left."""
+    *earlier, (called, text) = results
+    left = f"{steps - step} step{'' if steps - step == 1 else 's'} left"
+    return [*earlier, (called, f"{text}\n[{left if step < steps else 'no step left: the plan is asked for next'}]")]
 
 
 def _echoed(said: str) -> str:
@@ -204,7 +229,16 @@ def _echoed(said: str) -> str:
 
 def _heard(call: CalledTool) -> CalledTool:
     name = call.name if call.ok else quoted(call.name)
-    return call.model_copy(update={"name": name, "arguments": quoted(call.arguments, longest=_LONGEST_HEARD)})
+    return call.model_copy(update={"name": name, "arguments": _in_json(call.arguments)})
+
+
+def _in_json(arguments: str) -> str:
+    """The arguments as JSON in plain ASCII, in which no text can look like one of our lines."""
+    try:
+        written = json.dumps(loads(arguments))
+    except JsonRefused:
+        return escaped(arguments, longest=_LONGEST_HEARD)
+    return written if len(written) <= _LONGEST_HEARD else f"{written[:_LONGEST_HEARD]}..."
 
 
 def shown(call: ToolCall, *, longest: int = 100) -> str:

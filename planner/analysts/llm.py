@@ -6,31 +6,31 @@ goes back in one message, at most N times.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 
 from planner.analysts.aliases import Aliases
 from planner.analysts.answer import looks_like_json
 from planner.analysts.base import Brief, drafted
-from planner.analysts.budget import Budget
-from planner.analysts.investigation import Findings, Investigation
-from planner.analysts.judging import Judged, judged, rescued
+from planner.analysts.budget import Budget, spent
+from planner.analysts.investigation import Findings, Investigation, shortened
+from planner.analysts.judging import UNGROUNDED, Judged, judged, rescued
 from planner.analysts.opening import context_limit, opening_of
 from planner.analysts.prompts import prompts_sha256, render
 from planner.analysts.settings import Asking, ToolUse
 from planner.analysts.tools import Bench, offered
-from planner.analysts.transcript import Recorder, Transcript
+from planner.analysts.transcript import Recorder, Transcript, policy_sha256
 from planner.analysts.wire import answer_shape
-from planner.errors import LimitReached, NoValidPlan, PlannerError
+from planner.errors import AnalystFailed, EndpointUnreachable, NoValidPlan, PlannerError
 from planner.llm import Client, Message, Reply, Request, redact
 from planner.llm.redacting import RedactingClient
-from planner.plan import AnalystRecord, EvidenceRef, Plan, Problem, Usage
+from planner.plan import AnalystRecord, EvidenceRef, Plan, Problem
 
 __all__ = ["LLMAnalyst"]
 
 _LONGEST_PROBLEM = 2000
 _MOST_PROBLEMS = 60
 _MOST_CHARACTERS_A_TOKEN = 8
+_MOST_TOLD = 6
 
 Told = Callable[[str], None]
 
@@ -88,15 +88,19 @@ class LLMAnalyst:
         tool_use = self._recorder.transcript.tool_use
         tools = offered(bench) if tool_use != "none" else ()
         limit = context_limit(brief, asking.context_tokens)
-        opening = opening_of(brief, aliases, tokens=limit, tools=tools, record=self._record, clean=self._clean)
-        self._tell(f"asking {self._client.name}: {opening.tokens:,} tokens to begin with")
+        steps = asking.limits.steps
+        opening = opening_of(
+            brief, aliases, tokens=limit, tools=tools, steps=steps, record=self._record, clean=self._clean
+        )
+        verb = "replaying" if self._replayed else "asking"
+        self._tell(f"{verb} {self._client.name}: {opening.tokens:,} tokens to begin with")
         if opening.left_out:
             self._tell(f"    left out to fit: {'; '.join(opening.left_out)}")
         found = Findings((), None, tool_use)
-        if tools and asking.limits.steps:
+        if tools and steps:
             found = Investigation(
                 self._recorder, bench, budget, asking, context_tokens=limit, tell=self._tell, clean=self._clean
-            ).run(opening.messages, tool_use)
+            ).run(opening.messages, opening.look, tool_use)
         system, task = opening.messages
         content = "\n\n".join(part for part in (task.content, found.as_text(), render("answer.md")) if part)
         messages: tuple[Message, ...] = (system, Message(role="user", content=self._clean(content)))
@@ -121,10 +125,12 @@ class LLMAnalyst:
         for round_ in range(self._asking.repairs + 1):
             if text is None:
                 if round_:
-                    self._tell(f"asking again, with {_counted(len(last.problems), 'problem')} to mend")
+                    self._tell(f"asking again, with {_counted(len(last.problems), 'problem')} to mend:")
+                    for problem in last.problems[:_MOST_TOLD]:
+                        self._tell(f"    {shortened(str(problem), longest=160)}")
                 try:
                     text = self._asked(messages, budget, brief, repair=bool(round_)).text
-                except LimitReached:
+                except AnalystFailed:
                     if best is None:
                         raise
                     break
@@ -135,10 +141,10 @@ class LLMAnalyst:
                 return self._signed(last, found, rounds=rounds)
             if last.acceptable:
                 best = last
-            problems = [_told(problem, bench) for problem in last.problems[:_MOST_PROBLEMS]]
-            if len(last.problems) > _MOST_PROBLEMS:
-                problems.append(f"and {len(last.problems) - _MOST_PROBLEMS} more")
-            repair = self._clean(render("repair.md", problems=problems))
+            must, better = (
+                _listed([p for p in last.problems if (p.code == UNGROUNDED) is soft], bench) for soft in (False, True)
+            )
+            repair = self._clean(render("repair.md", must=must, better=better))
             back = _given_back(text, self._asking.max_output_tokens)
             messages += (Message(role="assistant", content=back), Message(role="user", content=repair))
             text = None
@@ -146,8 +152,13 @@ class LLMAnalyst:
             return self._signed(best, found, rounds=rounds)
         if self._asking.partial and (kept := rescued(last, brief)):
             plan, dropped = kept
-            note = f"partial: {_counted(dropped, 'modification')} of the answer could not be used. {plan.note}"[:2048]
-            return self._signed(Judged(plan.model_copy(update={"note": note}), ()), found, rounds=rounds)
+            for problem in last.problems:
+                self._tell(f"left out: {shortened(str(problem), longest=300)}")
+            at_fault = ", ".join(dict.fromkeys(p.modification for p in last.problems if p.modification))
+            note = f"partial: {_counted(dropped, 'modification')} of the answer could not be used ({at_fault})"
+            note = f"{note}; what its author says of the whole: {plan.note}"[:2048]
+            kept_part = Judged(plan.model_copy(update={"note": note}), last.problems)
+            return self._signed(kept_part, found, rounds=rounds)
         raise NoValidPlan(
             f"{_counted(rounds, 'answer')} of {self._client.name}, none of them a valid plan",
             hint="try a stronger model, more --repairs, --partial to keep what is valid, or `--analyst rules`; "
@@ -167,12 +178,16 @@ class LLMAnalyst:
             shape=answer_shape(brief.policy),
         )
         budget.require(request)
-        self._tell("asking for the plan" if not repair else "    waiting for the answer")
+        if not repair:
+            self._tell("asking for the plan")
         within = min(asking.timeout_s, budget.left_s)
-        reply = self._recorder.ask(request, "repair" if repair else "answer", within_s=within)
+        try:
+            reply = self._recorder.ask(request, "repair" if repair else "answer", within_s=within)
+        except EndpointUnreachable as error:
+            raise budget.blamed(error) from None
         budget.spend(request, reply)
-        kept = ", kept from an earlier run (--no-cache asks anew)" if reply.cached else ""
-        self._tell(f"    answered in {reply.usage.output_tokens:,} tokens ({reply.rung}{kept})")
+        if reply.cached:
+            self._tell("    answered from an earlier run (--no-cache asks anew)")
         return reply
 
     def _signed(self, found: Judged, findings: Findings, *, rounds: int) -> Plan:
@@ -181,20 +196,13 @@ class LLMAnalyst:
         assert found.plan is not None
         exchanges = self._recorder.transcript.exchanges
         replies = [exchange.reply for exchange in exchanges if exchange.reply]
-        paid = [reply for reply in replies if not reply.cached]
-        costs = [reply.usage.cost_usd for reply in paid]
-        price = self._asking.price
-        sent, received = (sum(getattr(r.usage, f"{way}_tokens") for r in paid) for way in ("input", "output"))
-        cost = None if None in costs else sum(cost for cost in costs if cost is not None)
-        if cost is None and price:
-            cost = (sent * price.input_usd + received * price.output_usd) / 1e6
         record = AnalystRecord(
             kind="llm",
             model=(replies[-1].model or self._clean(self._client.name))[:200],
             asked_for=self._clean(self._client.name)[:200],
             prompt_sha256=self._recorder.transcript.prompt_sha256,
             requests=len(replies),
-            usage=Usage(input_tokens=sent, output_tokens=received, cost_usd=cost),
+            usage=spent(replies, self._asking.price),
             temperature=self._asking.temperature,
             seed=self._asking.seed,
             tool_calls=findings.calls,
@@ -219,8 +227,9 @@ class LLMAnalyst:
             model=self._client.name,
             prompt_sha256=prompts_sha256(),
             goal=brief.goal,
+            checkpoint=brief.profile.name,
             fingerprint=brief.profile.fingerprint,
-            policy_sha256=hashlib.sha256(brief.policy.model_dump_json().encode()).hexdigest(),
+            policy_sha256=policy_sha256(brief.policy),
             evidence=brief.evidence[0].id if brief.evidence else None,
             asking=self._asking,
             tool_use=tool_use,
@@ -238,6 +247,12 @@ def _given_back(text: str, max_output_tokens: int) -> str:
     """An answer as it goes back to its author: whole, unless it is far longer than it may be."""
     most = _MOST_CHARACTERS_A_TOKEN * max_output_tokens
     return text if len(text) <= most else f"{text[:most]}\n[cut here: {len(text):,} characters]"
+
+
+def _listed(problems: Sequence[Problem], bench: Bench) -> list[str]:
+    """A line each, and how many more there are."""
+    more = len(problems) - _MOST_PROBLEMS
+    return [_told(problem, bench) for problem in problems[:_MOST_PROBLEMS]] + ([f"and {more} more"] if more > 0 else [])
 
 
 def _told(problem: Problem, bench: Bench) -> str:

@@ -283,7 +283,9 @@ def _evidence(proposal: _Proposal) -> tuple[Evidence, ...]:
 
 def _agreement(proposal: _Proposal, of: int) -> Agreement:
     return Agreement(
-        of=of, by=tuple(said.name for said in proposal.said), values=tuple(said.words for said in proposal.said)
+        of=of,
+        by=tuple(said.name for said in proposal.said),
+        values=tuple(f"{said.name}, {said.words}" for said in proposal.said),
     )
 
 

@@ -11,10 +11,11 @@ from planner.analysts.catalogue import catalogue
 from planner.analysts.judging import refused_effects
 from planner.analysts.picture import picture_of
 from planner.analysts.prompts import render
-from planner.analysts.settings import Asking
+from planner.analysts.settings import MOST_CALLS, Asking
 from planner.analysts.tools import Bench, offered
 from planner.effects import EVIDENCE_TOLERANCE
 from planner.llm import Message, Request, Tool
+from planner.llm.tokens import estimated_tokens
 from planner.records import Record
 
 __all__ = ["Opening", "context_limit", "first_question", "opening_of"]
@@ -28,6 +29,8 @@ class Opening(Record):
 
     messages: tuple[Message, Message]
     """System, and task."""
+    look: str
+    """What stands below the task as long as there are tools to call; empty without."""
     tools: tuple[Tool, ...]
     """What the model may call."""
     tokens: int
@@ -48,7 +51,11 @@ def first_question(
     aliases = Aliases((tensor.name for tensor in brief.profile.tensors), brief.model)
     offers = offered(Bench(brief, aliases)) if tools and asking.tools else ()
     limit = context_limit(brief, asking.context_tokens)
-    return opening_of(brief, aliases, tokens=limit, tools=offers, record=record, clean=clean)
+    steps = asking.limits.steps
+    asked = opening_of(brief, aliases, tokens=limit, tools=offers, steps=steps, record=record, clean=clean)
+    system, task = asked.messages
+    with_look = Message(role="user", content=f"{task.content}\n{asked.look}" if asked.look else task.content)
+    return asked.model_copy(update={"messages": (system, with_look), "look": ""})
 
 
 def opening_of(
@@ -57,6 +64,7 @@ def opening_of(
     *,
     tokens: int,
     tools: tuple[Tool, ...],
+    steps: int,
     record: str,
     clean: Callable[[str], str],
 ) -> Opening:
@@ -69,19 +77,20 @@ def opening_of(
             policy=brief.policy,
             refused=refused_effects(brief.policy),
             record=record,
-            catalogue=catalogue(brief.policy),
+            catalogue=catalogue(brief.policy, tools=bool(tools)),
             picture=picture,
-            example=render("example.md"),
-            tools=bool(tools),
+            example=render("example.md", evidence=brief.evidence is not None),
         )
         system = render("system.md", tolerance=f"{EVIDENCE_TOLERANCE:.0%}")
         return Message(role="system", content=clean(system)), Message(role="user", content=clean(task))
 
+    look = render("look.md", steps=steps, calls=MOST_CALLS) if tools else ""
+
     def size(of: tuple[Message, ...]) -> int:
         # Without the shape of the answer, which goes with the question for the plan alone, and not with the tools.
-        return request_tokens(Request(messages=of, tools=tools))
+        return request_tokens(Request(messages=of, tools=tools)) + estimated_tokens(look)
 
     room = tokens - size(messages(""))
-    picture = picture_of(brief, aliases, tokens=max(room, _SMALLEST_PICTURE))
+    picture = picture_of(brief, aliases, tokens=max(room, _SMALLEST_PICTURE), tools=bool(tools))
     filled = messages(picture.text)
-    return Opening(messages=filled, tools=tools, tokens=size(filled), left_out=picture.left_out)
+    return Opening(messages=filled, look=look, tools=tools, tokens=size(filled), left_out=picture.left_out)

@@ -8,14 +8,16 @@ from pathlib import Path
 
 from planner import fsio
 from planner.analysts.base import Brief
+from planner.analysts.budget import spent
 from planner.analysts.choice import AnalystChoice
 from planner.analysts.llm import LLMAnalyst
 from planner.analysts.merging import merged
+from planner.analysts.prompts import prompts_sha256
 from planner.analysts.replay import ReplayClient
 from planner.analysts.settings import Asking, Price
 from planner.analysts.track_record import track_folder, track_record
-from planner.analysts.transcript import Transcript, read_transcript
-from planner.errors import AnalystFailed, NoValidPlan, UsageError
+from planner.analysts.transcript import Transcript, policy_sha256, read_transcript
+from planner.errors import AnalystFailed, NoValidPlan, TranscriptUnusable, UsageError
 from planner.llm import Client, client_for, secrets_in
 from planner.llm.kept_answers import KeptAnswers
 from planner.llm.ladder import Ladder
@@ -57,23 +59,50 @@ def ask_panel(out: Path, brief: Brief, choice: AnalystChoice, *, environment: Ma
             client.close()
 
 
-def replayed_plan(transcripts: Sequence[Path], brief: Callable[[str], Brief], *, tell: Told) -> Plan:
+def replayed_plan(
+    transcripts: Sequence[Path], brief: Callable[[str], Brief], *, partial: bool = False, tell: Told
+) -> Plan:
     """The plan of recorded conversations, played again without network; `brief` is given their goal.
+
+    With `partial` the valid part of the last answer is kept, whatever was asked for then.
 
     Raises `TranscriptUnusable` where the questions would be others now, and what the conversations ended with.
     """
     kept = [read_transcript(path) for path in transcripts]
     known = brief(kept[0].goal)
+    for path, transcript in zip(transcripts, kept, strict=True):
+        _require_same(path, transcript, known)
 
     def attempt(path: Path, transcript: Transcript) -> Attempt:
         def play() -> tuple[Plan, str]:
             client = ReplayClient(transcript)
-            analyst = LLMAnalyst(client, transcript.asking, record=transcript.record, tell=tell, replayed=transcript)
+            asking = transcript.asking.model_copy(update={"partial": partial or transcript.asking.partial})
+            analyst = LLMAnalyst(client, asking, record=transcript.record, tell=tell, replayed=transcript)
             return analyst.propose(known), path.name
 
         return transcript.model, transcript.asking.sample, play
 
     return _together([attempt(*each) for each in zip(transcripts, kept, strict=True)], known, tell)
+
+
+def _require_same(path: Path, transcript: Transcript, brief: Brief) -> None:
+    """Raises `TranscriptUnusable` that names what is other than it was."""
+    evidence = brief.evidence[0].id if brief.evidence else None
+    differs = [
+        what
+        for what, now, then in (
+            ("the checkpoint", brief.profile.fingerprint, transcript.fingerprint),
+            ("the policy", policy_sha256(brief.policy), transcript.policy_sha256),
+            ("the evidence", evidence, transcript.evidence),
+            ("the planner's prompts", prompts_sha256(), transcript.prompt_sha256),
+        )
+        if now != then
+    ]
+    if differs:
+        raise TranscriptUnusable(
+            f"{path} was a conversation about something else; what differs: {', '.join(differs)}",
+            hint="replay with the checkpoint, --policy, --evidence and the planner that it was made with",
+        )
 
 
 def _together(attempts: Sequence[Attempt], brief: Brief, tell: Told) -> Plan:
@@ -85,6 +114,8 @@ def _together(attempts: Sequence[Attempt], brief: Brief, tell: Told) -> Plan:
     silent: list[str] = []
     for place, (name, sample, ask) in enumerate(attempts, start=1):
         label = name if asked[name] == 1 else f"{name}#{sample + 1}"
+        if len(attempts) > 1:
+            tell(f"{place} of {len(attempts)}: {label}")
         try:
             plan, file = ask()
         except AnalystFailed as error:
@@ -122,7 +153,21 @@ def _asked(
         transcript = analyst.transcript
         if transcript and transcript.exchanges:
             fsio.replace_file(kept, transcript.encoded(secrets))
+            tell(_spent(transcript))
             tell(f"wrote {kept}: everything that was sent and answered")
+
+
+def _spent(transcript: Transcript) -> str:
+    """What a conversation took, in a line."""
+    replies = [exchange.reply for exchange in transcript.exchanges if exchange.reply]
+    usage, earlier = spent(replies, transcript.asking.price), sum(reply.cached for reply in replies)
+    kept = f", {earlier} answered from an earlier run" if earlier else ""
+    dollars = f", {usage.cost_usd:.4f} US dollars" if usage.cost_usd else ""
+    count = len(transcript.exchanges)
+    return (
+        f"{count} request{'s' * (count != 1)}{kept}; {usage.input_tokens:,} tokens sent, "
+        f"{usage.output_tokens:,} received{dollars}"
+    )
 
 
 def _client(name: str, choice: AnalystChoice, environment: Mapping[str, str]) -> Client:
@@ -130,7 +175,8 @@ def _client(name: str, choice: AnalystChoice, environment: Mapping[str, str]) ->
     inner = client_for(name, base_url=choice.base_url, timeout_s=choice.timeout_s, environment=environment)
     endpoint: str = getattr(inner, "endpoint", "litellm")
     cache = cache_folder(environment)
-    ladder = Ladder(RedactingClient(inner, secrets_in(environment)), memory=cache / "endpoints.json", endpoint=endpoint)
+    memory = cache / "endpoints.json" if choice.cache else None
+    ladder = Ladder(RedactingClient(inner, secrets_in(environment)), memory=memory, endpoint=endpoint)
     return KeptAnswers(ladder, cache / "answers", endpoint=endpoint) if choice.cache else ladder
 
 

@@ -14,7 +14,16 @@ if TYPE_CHECKING:
 
 __all__ = ["TEMPLATES", "declared_variables", "prompts_sha256", "render"]
 
-TEMPLATES = ("system.md", "task.md", "protocol.md", "findings.md", "answer.md", "repair.md", "example.md")
+TEMPLATES = (
+    "system.md",
+    "task.md",
+    "look.md",
+    "protocol.md",
+    "findings.md",
+    "answer.md",
+    "repair.md",
+    "example.md",
+)
 """Every prompt there is."""
 _DECLARED = re.compile(r"\{# .*?\. Variables: ([a-z_, ]+)\. #\}\n")
 

@@ -39,7 +39,10 @@ class ReplayClient:
                 raise kind(failed.message, hint=failed.hint, feature=failed.feature)
             raise kind(failed.message, hint=failed.hint)
         if exchange.reply is None:
-            raise TranscriptUnusable(f"request {self._played} has no answer in the transcript", hint=_HINT)
+            raise TranscriptUnusable(
+                f"the conversation was interrupted at request {self._played}, which has no answer",
+                hint="ask again: what was answered is kept, and not asked for twice",
+            )
         return exchange.reply
 
     def close(self) -> None:

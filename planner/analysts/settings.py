@@ -8,7 +8,10 @@ from pydantic import Field
 
 from planner.records import Record
 
-__all__ = ["Asking", "Limits", "Price", "ToolUse"]
+__all__ = ["MOST_CALLS", "Asking", "Limits", "Price", "ToolUse"]
+
+MOST_CALLS = 8
+"""Calls of one reply that are answered."""
 
 ToolUse = Literal["native", "protocol", "none"]
 """native: the provider's own tool calls. protocol: calls written as JSON. none: one question, one answer."""

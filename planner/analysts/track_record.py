@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError
 from planner import fsio
 from planner.analysts.aliases import quoted
 from planner.checkpoint import digest_bytes
-from planner.evaluation import Evaluation
+from planner.evaluation import Evaluation, MetricResult
 from planner.plain_text import plain
 from planner.plan import Modification, Plan, modification_digest
 from planner.records import Record
@@ -74,13 +74,14 @@ class TrackEntry(Record):
     confidences: tuple[Share, ...] = Field(min_length=1)
     """As stated, of every modification that was applied."""
     metric: str
-    """The decisive metric: the one that the controls were made for."""
+    """The metric that improved most; where none did, the one that the controls were made for."""
     difference: float | None
     """Its calibrated difference, candidate minus baseline, nats per token; null where the loss is not finite."""
     p_value: float | None
     """The p-value of that difference, adjusted for the number of metrics; null where there is none."""
     success: bool
-    """Whether the `verdict` of the decisive metric is "improved" and the evaluation is `accepted` by every gate."""
+    """Whether the `verdict` of some metric is "improved" and the evaluation is `accepted` by every gate; in a suite
+    without gates, no metric may be worse."""
     at: str
     """When it was recorded, UTC."""
 
@@ -110,7 +111,7 @@ class TrackRecord(Record):
     plans: int
     """Different plans that were evaluated."""
     helped: int
-    """Those that improved the decisive metric and passed every gate."""
+    """Those that improved a metric and passed every gate."""
     modifications: int
     """Modifications in all of these plans."""
     stated: float | None
@@ -163,7 +164,7 @@ def record_evaluation(plan: Plan, evaluation: Evaluation, folder: Path) -> Path 
     applied is what the review approves; of a plan without a review, everything. Raises `StorageError`.
     """
     applied = _applied(plan)
-    metric = next((one for one in evaluation.metrics if one.name == evaluation.controls.metric), None)
+    metric = _telling(evaluation)
     other = evaluation.baseline.fingerprint not in (None, plan.checkpoint.fingerprint)
     if not applied or metric is None or other:
         return None
@@ -180,7 +181,7 @@ def record_evaluation(plan: Plan, evaluation: Evaluation, folder: Path) -> Path 
         metric=metric.name,
         difference=calibrated.difference if calibrated else None,
         p_value=calibrated.p_holm if calibrated else None,
-        success=metric.verdict == "improved" and evaluation.accepted,
+        success=evaluation.accepted and _improved(evaluation),
         at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
     )
     fsio.ensure_folder(folder)
@@ -239,6 +240,20 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 def _shown(model: str) -> str:
     """What providers call models as it is; any other name quoted, for a model reads the sentence too."""
     return model[:_LONGEST_NAME] if _USUAL_NAME.fullmatch(model) else quoted(model, longest=_LONGEST_NAME)
+
+
+def _telling(evaluation: Evaluation) -> MetricResult | None:
+    """The metric that improved most, where one did; else the one that the controls were made for."""
+    better = [one for one in evaluation.metrics if one.verdict == "improved" and one.calibrated]
+    if better:
+        return min(better, key=lambda one: one.calibrated.difference if one.calibrated else 0.0)
+    return next((one for one in evaluation.metrics if one.name == evaluation.controls.metric), None)
+
+
+def _improved(evaluation: Evaluation) -> bool:
+    """Whether some metric improved; without a gate that says how much another may lose, none may be worse."""
+    verdicts = [one.verdict for one in evaluation.metrics]
+    return "improved" in verdicts and (bool(evaluation.gates) or "worse" not in verdicts)
 
 
 def _applied(plan: Plan) -> tuple[Modification, ...]:

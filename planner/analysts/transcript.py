@@ -14,10 +14,20 @@ from planner.analysts.settings import Asking, ToolUse
 from planner.errors import AnalystFailed, FeatureRefused, TranscriptUnusable
 from planner.inputs import read_text
 from planner.llm import Client, Reply, Request, redact
-from planner.plan import Problem
+from planner.plan import Policy, Problem
 from planner.records import Record
 
-__all__ = ["CalledTool", "Exchange", "Failed", "Purpose", "Recorder", "Transcript", "read_transcript", "request_digest"]
+__all__ = [
+    "CalledTool",
+    "Exchange",
+    "Failed",
+    "Purpose",
+    "Recorder",
+    "Transcript",
+    "policy_sha256",
+    "read_transcript",
+    "request_digest",
+]
 
 TRANSCRIPT_SCHEMA = "planner/transcript@2"
 Purpose = Literal["investigate", "answer", "repair"]
@@ -79,8 +89,10 @@ class Transcript(Record):
     """Digest of the prompt templates."""
     goal: str
     """What was wanted."""
+    checkpoint: str
+    """The checkpoint it was about, by name."""
     fingerprint: str
-    """The checkpoint it was about."""
+    """The same, by its fingerprint."""
     policy_sha256: str
     """Digest of the policy."""
     evidence: str | None = None
@@ -97,6 +109,8 @@ class Transcript(Record):
     """The track record of this analyst that it was shown."""
     exchanges: tuple[Exchange, ...] = ()
     """In order."""
+    looked_until: str = ""
+    """The limit that ended the investigation; empty where the model ended it."""
     outcome: str = ""
     """How it ended: `plan`, `interrupted`, or the code of the error."""
 
@@ -130,6 +144,10 @@ class Recorder:
         changed = (*earlier, last.model_copy(update=update))
         self.transcript = self.transcript.model_copy(update={"exchanges": changed})
 
+    def stop_looking(self, why: str) -> None:
+        """Note the limit that ended the investigation."""
+        self.transcript = self.transcript.model_copy(update={"looked_until": why})
+
     def end(self, outcome: str) -> None:
         """Note how it ended."""
         self.transcript = self.transcript.model_copy(update={"outcome": outcome})
@@ -137,6 +155,12 @@ class Recorder:
     def _add(self, exchange: Exchange) -> None:
         exchanges = (*self.transcript.exchanges, exchange)
         self.transcript = self.transcript.model_copy(update={"exchanges": exchanges})
+
+
+def policy_sha256(policy: Policy) -> str:
+    """SHA-256 of a policy; one that names a default differs from one that leaves it out, for a model is told so."""
+    named = sorted(policy.model_fields_set)
+    return hashlib.sha256(f"{named}\n{policy.model_dump_json()}".encode()).hexdigest()
 
 
 def request_digest(request: Request) -> str:

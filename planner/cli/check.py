@@ -56,6 +56,8 @@ def command(
     show_report(read, report, screen, every=every)
     if report.accepted:
         screen.say(f"next: planner review {plan} --model {model}" if report.modifications else "nothing to apply")
+        if policy and report.modifications:
+            screen.say(f"then give the policy to apply as well: --policy {policy}")
         return 0
     stale = any(problem.code == "stale-plan" for problem in report.problems)
     return StalePlan.exit_status if stale else PlanRefused.exit_status

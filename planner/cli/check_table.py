@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from planner.cli.console import Screen
     from planner.effects import CheckedModification, CheckedTensor, CheckReport
     from planner.evidence.prediction import PredictedChange, Prediction
-    from planner.plan import Plan, Policy
+    from planner.plan import Modification, Plan, Policy
 
-__all__ = ["describe", "show_report"]
+__all__ = ["describe", "described", "show_report"]
 
 _RANK = (
     *("effective", "loader_dependent", "unknown", "rescales_logits", "shifts_logits"),
@@ -24,6 +24,7 @@ _IDLE = {"invariant": "INVARIANT", "ignored": "IGNORED", "void": "VOID"}
 _MOST_TENSORS = 6
 _MOST_IDS = 8
 _MOSTLY = 0.5
+_LONGEST_ELEMENTS = 60
 _LAYER = re.compile(r"layer \d+")
 _NUMBER = re.compile(r"(?<=[a-z]\.)\d+(?=\.[a-z])")
 
@@ -53,9 +54,9 @@ def show_report(plan: Plan, report: CheckReport, screen: Screen, *, every: bool 
 
 
 def _rows(plan: Plan, report: CheckReport, every: bool) -> Iterator[tuple[str, ...]]:
-    operations = {modification.id: modification.operation for modification in plan.modifications}
+    modifications = {modification.id: modification for modification in plan.modifications}
     for checked in sorted(report.modifications, key=_weight):
-        said = describe(operations[checked.id].model_dump())
+        said = described(modifications[checked.id])
         if len(checked.tensors) == 1:
             tensor = checked.tensors[0]
             yield (checked.id, f"{said}  {tensor.name}", *_figures(tensor, checked.effect))
@@ -169,6 +170,26 @@ def _limits(policy: Policy) -> str:
         f"together by {policy.largest_total_change:g}; at most {policy.most_modifications} modifications and "
         f"{policy.most_tensors:,} tensors; refused: {refused}"
     )
+
+
+def described(modification: Modification) -> str:
+    """What a modification does, and to which elements: scale factor=1.02 of rows 33,37."""
+    elements = modification.target.elements.model_dump(exclude_defaults=True)
+    kind = modification.target.elements.kind
+    said = describe(modification.operation.model_dump())
+    if kind == "all":
+        return said
+    given = [_listing(name, value) for name, value in elements.items() if name != "kind"]
+    return f"{said} of {kind} {', '.join(given)}".replace("  ", " ")
+
+
+def _listing(name: str, value: object) -> str:
+    """One field of a choice of elements; the one that names them needs no name of its own."""
+    items = ",".join(map(str, value)) if isinstance(value, tuple) and name == "ids" else value
+    if isinstance(items, tuple):
+        items = " ".join(repr(str(one)) for one in items)
+    shown = str(items) if len(str(items)) <= _LONGEST_ELEMENTS else str(items)[:_LONGEST_ELEMENTS] + "..."
+    return shown if name in ("indices", "heads", "texts") else f"{name}={shown}"
 
 
 def describe(operation: dict[str, object]) -> str:

@@ -34,7 +34,9 @@ def command(
     ] = "",
     llm: Annotated[
         list[str] | None,
-        typer.Option(metavar="PROVIDER/NAME", help="The language model to ask; of several, the plans are merged."),
+        typer.Option(
+            metavar="PROVIDER/NAME", help="The language model to ask; repeat it for several, whose plans are merged."
+        ),
     ] = None,
     base_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint.")] = None,
     policy: PolicyOption = None,
@@ -106,13 +108,14 @@ def command(
     from planner.analysts import Brief, Study, factors_path, propose_to, replayed_plan
     from planner.architecture import map_of
     from planner.cli.console import Screen
-    from planner.cli.given import checkpoint_at, free_name, policy_at, profiled
+    from planner.cli.given import checkpoint_at, free_name, plan_at, policy_at, profiled
     from planner.effects import check, known_evidence
     from planner.evaluation import load_suite
     from planner.plan import write_plan
     from planner.profile import histograms_of
 
     screen = Screen(as_json=as_json)
+    goal = goal or (plan_at(like).goal if like else "")
     choice = _choice(
         kind=analyst or ("llm" if llm or base_url or replay else "random" if like else "rules"),
         llm=llm or (["replayed"] if replay else None),
@@ -178,7 +181,7 @@ def command(
         return
     with screen.progress("proposing", unit="tokens") if study else nullcontext() as bar:
         if replay:
-            plan = replayed_plan(replay, brief, tell=screen.say)
+            plan = replayed_plan(replay, brief, partial=partial, tell=screen.say)
             fsio.replace_file(out, write_plan(plan))
         else:
             plan = propose_to(
@@ -195,7 +198,7 @@ def command(
     beside = f" and {factors_path(out).name}" if study and plan.modifications else ""
     screen.say(f"wrote {out}{beside}")
     if plan.modifications:
-        screen.say(f"next: planner check {out} --model {model}")
+        screen.say(f"next: planner check {out} --model {model}" + (f" --policy {policy}" if policy else ""))
 
 
 def _require_together(
@@ -274,22 +277,23 @@ def _show_question(brief: Brief, choice: AnalystChoice, screen: Screen) -> None:
             screen.show(line)
     for tool in asked.tools:
         screen.show(f"----- tool {tool.name}: {tool.description}")
-    screen.say(f"{asked.tokens:,} tokens by the local estimate; nothing was sent")
+    cost = f", some {asked.tokens * choice.price.input_usd / 1e6:.4f} US dollars" if choice.price else ""
+    screen.say(f"{asked.tokens:,} tokens with the tools, by the local estimate{cost}; nothing was sent")
 
 
 def _print(plan: Plan, choice: AnalystChoice, screen: Screen) -> None:
-    from planner.cli.check_table import describe
+    from planner.cli.check_table import described
 
     count = len(plan.modifications)
     screen.show(f"{count or 'no'} modification{'' if count == 1 else 's'} by {choice.kind}: {plan.note}")
     for sentence in plan.disagreements:
-        screen.prose(f"not agreed: {sentence}", indent=4)
+        screen.prose(f"of several analysts: {sentence}", indent=4)
     for modification in plan.modifications[:_SHOWN]:
         target = modification.target
         where = " ".join([*(target.tensors or ()), *(target.roles or ())])
         where += f" layers {target.layers}" if target.layers else ""
         screen.show()
-        screen.show(f"{modification.id}  {describe(modification.operation.model_dump())}")
+        screen.show(f"{modification.id}  {described(modification)}")
         screen.show(f"     on {where}")
         screen.prose(modification.reasoning, indent=5)
         screen.prose(f"confidence {modification.confidence:g}; expects: {modification.expected_impact}", indent=5)
@@ -299,7 +303,7 @@ def _print(plan: Plan, choice: AnalystChoice, screen: Screen) -> None:
             screen.show("     UNGROUNDED: it cites no measured fact")
     if count > _SHOWN:
         screen.show()
-        screen.show(f"and {count - _SHOWN} more in the plan: {plan.note.partition(';')[0]}")
+        screen.show(f"and {count - _SHOWN} more in the plan")
 
 
 def agreed_by(plan: Plan, name: str) -> Iterator[str]:

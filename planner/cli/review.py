@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from planner.cli.check import PlanArgument
-from planner.cli.check_table import describe
+from planner.cli.check_table import described
 from planner.cli.given import ModelOption, at_most
 from planner.cli.propose import agreed_by
 from planner.errors import AnswerNeeded, StalePlan, UsageError
@@ -105,7 +105,7 @@ def _asked(plan: Plan, report: CheckReport, reviewer: str, screen: Screen) -> It
     waiting = undecided(plan)
     if waiting and not sys.stdin.isatty():
         raise AnswerNeeded(
-            f"{len(waiting)} modifications are undecided, and nobody is there to ask",
+            f"{len(waiting)} of {len(plan.modifications)} modifications undecided, and nobody is there to ask",
             hint="decide with --approve ID... or --approve all, and --reject ID...",
         )
     if waiting and len(plan.modifications) > 1:
@@ -135,12 +135,12 @@ def _present_analyst(plan: Plan, screen: Screen) -> None:
     if record.plans:
         screen.prose(record.sentence(), indent=0)
     for sentence in plan.disagreements:
-        screen.prose(f"not agreed: {sentence}", indent=0)
+        screen.prose(f"of several analysts: {sentence}", indent=0)
 
 
 def _present(modification: Modification, report: CheckReport, screen: Screen, by: str) -> None:
     screen.show()
-    screen.show(f"{modification.id}  {describe(modification.operation.model_dump())}")
+    screen.show(f"{modification.id}  {described(modification)}")
     screen.prose(f"says {by} (confidence {modification.confidence:g}): {modification.reasoning}", indent=2)
     screen.prose(f"expects: {modification.expected_impact}", indent=2)
     if not modification.evidence:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.architecture import ModelMap, Parameter
+from planner.architecture import ModelMap, Parameter, role_of
 from planner.architecture.decoder import LatentAttention
 from planner.edits.selecting import band_selection, indices_within
 from planner.edits.types import Unresolved
@@ -16,6 +16,7 @@ from planner.operations import ChannelScale, Columns, HeadScale, NeuronScale, Ro
 __all__ = ["Structured", "structured_selections"]
 
 Structured = HeadScale | NeuronScale | ChannelScale
+_MOST_ROLES = 4
 
 
 def structured_selections(
@@ -45,18 +46,36 @@ def structured_selections(
         else:
             here = _channels(operation, inside, model)
         if not here and layer is not None:
-            raise _nothing(operation, f" in layer {layer}")
+            raise _nothing(operation, f" in layer {layer}", whole)
         found |= here
     if not found:
-        raise _nothing(operation, "")
+        raise _nothing(operation, "", ())
     return found
 
 
-def _nothing(operation: Structured, where: str) -> Unresolved:
-    return Unresolved(
-        f"no tensor of the target{where} holds what {operation.kind} ({operation.part}) acts on",
-        hint='name layers alone, such as {"layers": "3"}, and the tensors are found by themselves',
+def _nothing(operation: Structured, where: str, whole: Iterable[Parameter]) -> Unresolved:
+    """Nothing of the target fits; `whole` is all of the layer, where it is one layer's tensors that do not."""
+    fitting = list(dict.fromkeys(role_of(p.name).role for p in whole if _holds(p, operation)))
+    instead = (
+        f"leave `roles` and `tensors` out and name layers alone, or name {' and '.join(fitting[:_MOST_ROLES])}"
+        if fitting
+        else 'name layers alone, such as {"layers": "3"}, and the tensors are found by themselves'
     )
+    return Unresolved(
+        f"no tensor of the target{where} holds what {operation.kind} ({operation.part}) acts on", hint=instead
+    )
+
+
+def _holds(parameter: Parameter, operation: Structured) -> bool:
+    """Whether the operation acts on some of this tensor."""
+    if isinstance(operation, ChannelScale):
+        return (parameter.writes if operation.part == "writers" else parameter.reads) is not None
+    unit = "head" if isinstance(operation, HeadScale) else "neuron"
+    return any(band.unit == unit and band.part in _parts(operation) for band in parameter.bands)
+
+
+def _parts(operation: HeadScale | NeuronScale) -> tuple[str, ...]:
+    return ("gate", "up") if operation.part == "gate_and_up" else (operation.part,)
 
 
 def _heads(
@@ -105,8 +124,7 @@ def _shared(heads: NDArray[np.int64], group: int, part: str, layer: int | None) 
 def _neurons(
     operation: NeuronScale, inside: Iterable[Parameter], whole: Iterable[Parameter], layer: int | None
 ) -> dict[str, Selection]:
-    parts = ("gate", "up") if operation.part == "gate_and_up" else (operation.part,)
-    meant = [(p, b) for p in inside for b in p.bands if b.unit == "neuron" and b.part in parts]
+    meant = [(p, b) for p in inside for b in p.bands if b.unit == "neuron" and b.part in _parts(operation)]
     experts = {p.expert for p, _ in meant if p.expert is not None}
     if len(experts) > 1 or (experts and any(p.expert is None for p, _ in meant)):
         raise Unresolved(

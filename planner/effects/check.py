@@ -60,7 +60,8 @@ def check(
     edits: list[ModificationEdits] = []
     previews: dict[str, dict[str, Preview]] = {}
     for modification in plan.modifications:
-        found += found_in.of_modification(modification, profile, policy, known[0] if known else None, missing)
+        evidence_file, arrays = known or (None, None)
+        found += found_in.of_modification(modification, profile, policy, evidence_file, missing, arrays)
         if modification.operation.kind not in policy.operations and named_beside(modification.operation):
             continue  # what may not be done is no reason to open a file
         try:

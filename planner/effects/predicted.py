@@ -100,6 +100,8 @@ def _move(name: str, step: Step, shape: tuple[int, int], evidence: EvidenceFile,
 
 def _log(factors: Factors, name: str) -> Floats | float:
     values = np.asarray(factors, dtype=np.float64)
-    if is_unknown(factors) or (values <= 0).any():
-        raise Unresolved(f"a factor on {name} is zero or negative, which no small step reaches", hint="")
+    if is_unknown(factors):
+        raise Unresolved(f"a factor on {name} is known only once it is applied", hint="")
+    if (values <= 0).any():
+        raise Unresolved(f"it multiplies {name} by a factor of 0 or below, which no small step predicts", hint="")
     return float(np.log(values)) if isinstance(factors, float) else np.log(values)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from planner.checkpoint import Checkpoint
 from planner.dtypes import float_dtype
 from planner.effects.types import CheckedModification, CheckedTensor
-from planner.evidence import EvidenceFile
+from planner.evidence import EvidenceFile, Measured
 from planner.evidence.facts import PREFIX, fact_of
 from planner.plan import Evidence, Modification, Plan, Policy, Problem
 from planner.profile import Profile, TensorProfile
@@ -69,10 +69,12 @@ def of_modification(
     policy: Policy,
     evidence: EvidenceFile | None = None,
     missing: str | None = None,
+    measured: Measured | None = None,
 ) -> Iterator[Problem]:
     """An operation that is not allowed; cited values that are not what was measured.
 
     `missing` says why the evidence that the plan names is not at hand: what is cited from it is then passed over.
+    `measured` are the arrays of the evidence; without them only the rows and columns that the file lists can be cited.
     """
     if modification.operation.kind not in policy.operations:
         yield problem(
@@ -83,7 +85,7 @@ def of_modification(
         )
     for cited in modification.evidence:
         if cited.fact.startswith(PREFIX):
-            yield from _measurement(modification, cited, evidence, missing)
+            yield from _measurement(modification, cited, evidence, missing, measured)
             continue
         tensor = profile.by_name.get(cited.tensor)
         if tensor is None:
@@ -94,7 +96,11 @@ def of_modification(
 
 
 def _measurement(
-    modification: Modification, cited: Evidence, evidence: EvidenceFile | None, missing: str | None
+    modification: Modification,
+    cited: Evidence,
+    evidence: EvidenceFile | None,
+    missing: str | None,
+    measured: Measured | None,
 ) -> Iterator[Problem]:
     """A cited fact of the evidence."""
     if evidence is None:
@@ -102,7 +108,8 @@ def _measurement(
             message = f"it cites {cited.fact}, and there is no evidence to compare that with"
             yield problem(modification, "evidence-mismatch", message, "give --evidence, or cite the profile")
         return
-    yield from _compared(modification, cited, fact_of(evidence, cited.tensor, cited.fact), "evidence", "fact")
+    found = fact_of(evidence, cited.tensor, cited.fact, measured)
+    yield from _compared(modification, cited, found, "evidence", "fact")
 
 
 def _compared(

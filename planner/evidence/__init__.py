@@ -11,6 +11,7 @@ from planner.evidence.analysis import (
     tensors_of,
     units_of,
 )
+from planner.evidence.gradients import Gradients
 from planner.evidence.layout import Layout, Place
 from planner.evidence.measured import Direction, Grouping, Measured, Scores
 from planner.evidence.store import arrays_bytes, arrays_path, load_arrays, read_evidence, write_evidence
@@ -31,6 +32,7 @@ __all__ = [
     "Direction",
     "EvidenceFile",
     "Gradient",
+    "Gradients",
     "Grouping",
     "Layout",
     "Measured",

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.architecture import Band, ModelMap, Parameter, role_of
+from planner.evidence.gradients import ROUNDING, Gradients
 from planner.evidence.layout import Place
 from planner.evidence.measured import Direction, Floats, Measured, Scores, SetName
 from planner.evidence.quadratic import Level, Quadratic, crossed, natural_step, predicted_gain
@@ -40,12 +41,9 @@ HOPELESS = 1e-3
 """Nats: a ceiling below this, two standard errors included, is not worth a search. About 0.1 % of perplexity."""
 _DAMPINGS = tuple(10.0 ** (power / 2) for power in range(-4, 5))
 _TOP = 5
-_FARTHEST = 1.0
 _TOP_UNITS = 24
-_ROUNDING = 1e-4
-"""What rounding leaves of scores that are zero in exact arithmetic, relative to the largest, in float32."""
 _ROUNDING_16 = 3e-2
-"""The same in 16 bits."""
+"""What `ROUNDING` is in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Sides:
 
 def rounding_of(dtype: str) -> float:
     """Relative size below which scores are taken for rounding, by what the model ran in."""
-    return _ROUNDING if dtype in ("float32", "float64") else _ROUNDING_16
+    return ROUNDING if dtype in ("float32", "float64") else _ROUNDING_16
 
 
 def tensors_of(
@@ -71,7 +69,7 @@ def tensors_of(
     sides: Sides,
     directions: Mapping[str, LeadingDirection],
     damping: float,
-    rounding: float = _ROUNDING,
+    rounding: float = ROUNDING,
 ) -> tuple[TensorSensitivity, ...]:
     """Every tensor; `damping` is that of the ceiling over units."""
     count = measured.layout.tensors
@@ -108,37 +106,10 @@ def tensors_of(
 
 
 def _gradients(quadratic: Quadratic, rounding: float, most: int | None = None) -> dict[int, Gradient]:
-    """One for each step of the model, or for the `most` with the largest gains.
-
-    Without curvature there is no step. Where a scale changes nothing, or no more than the temperature does, what is
-    left of its scores is rounding, and a quotient of rounding by rounding would look like a gain.
-    """
-    raw, raw_se = quadratic.goal.mean(quadratic.raw), quadratic.goal.standard_error(quadratic.raw)
-    mean, error = quadratic.gradient, quadratic.gradient_se
-    curvature, drift = quadratic.curvature(), quadratic.drift_curvature()
-    first, second = (
-        (quadratic.goal.mean(quadratic.calibrated, half) for half in (0, 1)) if error is not None else (0, 0)
-    )
-    agree = np.sign(first) == np.sign(second)
-    largest = float(quadratic.curvature_with_temperature().max(initial=0.0))
-    steep = curvature > max(rounding**2 * largest, float(np.finfo(np.float32).tiny))
-    steps = np.divide(-mean, curvature, out=np.zeros_like(mean), where=steep)
-    reached = np.clip(steps, -_FARTHEST, _FARTHEST)
-    gains = -(mean * reached + 0.5 * curvature * reached**2)
-    return {
-        int(n): Gradient(
-            raw=float(raw[n]),
-            raw_se=None if raw_se is None else float(raw_se[n]),
-            calibrated=float(mean[n]),
-            calibrated_se=None if error is None else float(error[n]),
-            stable=None if error is None else bool(agree[n]),
-            curvature=float(curvature[n]),
-            drift=float(drift[n]),
-            step=float(steps[n]) if steep[n] else None,
-            gain=float(gains[n]),
-        )
-        for n in (range(len(mean)) if most is None else np.argsort(-gains, kind="stable")[:most])
-    }
+    """One for each step of the model, or for the `most` with the largest gains."""
+    found = Gradients.of([quadratic], rounding)
+    order = range(len(found.gain)) if most is None else np.argsort(-found.gain, kind="stable")[:most]
+    return {int(n): found.at(int(n)) for n in order}
 
 
 def _top(gradient: Floats, errors: Floats | None, where: slice) -> tuple[TopUnit, ...]:
@@ -183,7 +154,7 @@ def ceilings_of(sides: Sides) -> tuple[tuple[Ceiling, ...], float]:
     return tuple(found), best_damping
 
 
-def gauge_of(measured: Measured, rounding: float = _ROUNDING) -> Gauge:
+def gauge_of(measured: Measured, rounding: float = ROUNDING) -> Gauge:
     """How many of the scales of all tensors are different edits of the same function.
 
     The rank of the scores: a combination of scales that leaves the function alone has none. Both texts count.
@@ -202,7 +173,7 @@ def gauge_of(measured: Measured, rounding: float = _ROUNDING) -> Gauge:
     )
 
 
-def rank_of(rows: Floats, rounding: float = _ROUNDING) -> int:
+def rank_of(rows: Floats, rounding: float = ROUNDING) -> int:
     """Numerical rank of [groups, n], each column brought to length one."""
     lengths = np.linalg.norm(rows, axis=0)
     used = lengths > rounding * max(float(lengths.max(initial=0.0)), np.finfo(float).tiny)
@@ -232,7 +203,7 @@ def _correlation(one: Floats, other: Floats) -> float | None:
     return float(np.corrcoef(one, other)[0, 1])
 
 
-def units_of(measured: Measured, model: ModelMap, rounding: float = _ROUNDING) -> tuple[UnitSensitivity, ...]:
+def units_of(measured: Measured, model: ModelMap, rounding: float = ROUNDING) -> tuple[UnitSensitivity, ...]:
     """The heads and neurons with the largest gains: what they put out, times a factor."""
     bands = list(_bands(measured, model))
     found: list[UnitSensitivity] = []

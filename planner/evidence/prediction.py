@@ -26,6 +26,7 @@ LARGEST_RMS, LARGEST_LOG, LARGEST_DRIFT = 0.25, 1.0, 0.5
 """Where the prediction is trusted: root mean square of the log factors of each tensor; the largest of them; nats a
 token of predicted drift. Within, random plans on the bundled model came out within three standard errors."""
 _SAME = 1e-4
+_MOST_LISTED = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +124,8 @@ def predict(
     scores = np.concatenate([along.fisher_raw, along.fisher_drift])
     same = _same(scores, names)
     drift = _drift(along, every)
-    trusted, why = _trust(moves, drift, not_predicted)
+    drifts = {name: _drift(along, one) for name, one in zip(names, single, strict=True)}
+    trusted, why = _trust(moves, drift, drifts, not_predicted)
     return Prediction(
         evidence=evidence.id,
         raw=_raw(along, every),
@@ -137,9 +139,7 @@ def predict(
         trusted=trusted,
         why=why,
         modifications=tuple(
-            PredictedModification(
-                id=name, raw=_raw(along, one), calibrated=_calibrated(along, one), drift=_drift(along, one)
-            )
+            PredictedModification(id=name, raw=_raw(along, one), calibrated=_calibrated(along, one), drift=drifts[name])
             for name, one in zip(names, single, strict=True)
         ),
         not_predicted=dict(not_predicted),
@@ -210,26 +210,60 @@ def _cancels(scores: Floats) -> bool:
     return bool(np.linalg.norm(scores.sum(axis=1)) <= 10 * _SAME * np.linalg.norm(scores, axis=0).max())
 
 
-def _trust(moves: Mapping[str, Sequence[Move]], drift: float, not_predicted: Mapping[str, str]) -> tuple[bool, str]:
-    """Whether every tensor stays near enough, all modifications of it together, and the plan drifts little enough."""
-    if not_predicted:
-        return False, f"{len(not_predicted)} modifications are no scales or shifts, and are left out"
+def _trust(
+    moves: Mapping[str, Sequence[Move]], drift: float, drifts: Mapping[str, float], not_predicted: Mapping[str, str]
+) -> tuple[bool, str]:
+    """Whether every tensor stays near enough, all modifications of it together, and the plan drifts little enough.
+
+    `drifts` are those of each modification by itself. The reason names the modifications that are to blame.
+    """
+    doubts = [_left_out(list(not_predicted))] if not_predicted else []
+    if far := _too_far(moves):
+        doubts.append(far)
+    if drift > LARGEST_DRIFT:
+        worst = max(drifts, key=lambda name: drifts[name])
+        doubts.append(
+            f"a drift of {drift:.2g} nats is predicted (by {worst} alone {drifts[worst]:.2g}); predictions are trusted "
+            f"up to {LARGEST_DRIFT:g}"
+        )
+    return not doubts, "; ".join(doubts) or "every factor is close to one, and little drift is predicted"
+
+
+def _left_out(names: Sequence[str]) -> str:
+    many = len(names) > 1
+    return (
+        f"{len(names)} {'modifications are' if many else 'modification is'} no scale or shift that can be predicted, "
+        f"and {'are' if many else 'is'} left out: {_listed(names)}"
+    )
+
+
+def _too_far(moves: Mapping[str, Sequence[Move]]) -> str:
+    """The first tensor that goes too far, who moves it, and how many others do; empty where none does."""
     rows: dict[str, Floats | float] = {}
     columns: dict[str, Floats | float] = {}
-    for each in moves.values():
+    movers: dict[str, list[str]] = {}
+    for modification, each in moves.items():
         for move in each:
             rows[move.tensor] = rows.get(move.tensor, 0.0) + move.rows
             columns[move.tensor] = columns.get(move.tensor, 0.0) + move.columns
+            movers.setdefault(move.tensor, []).append(modification)
+    found: list[tuple[str, float, float]] = []
     for name, down in rows.items():
-        across = columns[name]
-        total = np.add.outer(np.atleast_1d(down), np.atleast_1d(across))
+        total = np.add.outer(np.atleast_1d(down), np.atleast_1d(columns[name]))
         rms, most = float(np.sqrt(np.mean(total**2))), float(np.abs(total).max())
         if rms > LARGEST_RMS or most > LARGEST_LOG:
-            return False, (
-                f"{name} goes too far: its factors are {np.exp(rms):.3g} times off one on average and "
-                f"{np.exp(most):.3g} at most; predictions are trusted to {np.exp(LARGEST_RMS):.3g} and "
-                f"{np.exp(LARGEST_LOG):.3g}"
-            )
-    if drift > LARGEST_DRIFT:
-        return False, f"a drift of {drift:.2g} nats is predicted; predictions are trusted up to {LARGEST_DRIFT:g}"
-    return True, "every factor is close to one, and little drift is predicted"
+            found.append((name, rms, most))
+    if not found:
+        return ""
+    name, rms, most = found[0]
+    at_fault = list(dict.fromkeys(modification for tensor, _, _ in found for modification in movers[tensor]))
+    others = f", as {len(found) - 1} more do" if len(found) > 2 else ", as one more does" if len(found) > 1 else ""
+    return (
+        f"{name} goes too far{others} (by {_listed(at_fault)}): its factors are {np.exp(rms):.3g} times off one on "
+        f"average and {np.exp(most):.3g} at most; predictions are trusted to {np.exp(LARGEST_RMS):.3g} and "
+        f"{np.exp(LARGEST_LOG):.3g}"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MOST_LISTED]) + (f" and {len(names) - _MOST_LISTED} more" * (len(names) > _MOST_LISTED))

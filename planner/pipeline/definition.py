@@ -24,11 +24,15 @@ class ReviewRule(Record):
     """Modifications the analyst is less sure of are rejected."""
     most_relative_change: float | None = Field(default=None, gt=0)
     """Modifications that change a tensor by more than this, ‖ΔW‖F/‖W‖F, are rejected."""
+    ungrounded: bool = False
+    """Whether modifications that cite no measured fact may be approved; nobody is there to ask for one."""
 
     def __str__(self) -> str:
         limits = [f"confidence >= {self.least_confidence:g}"]
         if self.most_relative_change is not None:
             limits.append(f"relative change <= {self.most_relative_change:g}")
+        if not self.ungrounded:
+            limits.append("cites a measured fact")
         return "rule: " + " and ".join(limits)
 
 

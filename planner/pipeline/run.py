@@ -250,8 +250,10 @@ class _Run:
         path = self._folder / "reviewed.json"
         if not path.is_file():
             fsio.replace_file(path, write_plan(_reviewed(plan, report, self._pipeline.review)))
-            self._watcher.say(f"reviewed by {self._pipeline.review}")
+            self._watcher.say(f"wrote {path}: reviewed by {self._pipeline.review}")
         reviewed = read_plan(read_text(path))
+        count = sum(decision.decision == "approved" for decision in reviewed.review.values())
+        self._watcher.say(f"{count} of {len(reviewed.modifications)} modifications approved")
         for name, decision in reviewed.review.items():
             if decision.decision == "rejected":
                 self._watcher.say(f"rejected {name}: {decision.comment}")
@@ -355,6 +357,9 @@ def _reviewed(plan: Plan, report: CheckReport, rule: ReviewRule) -> Plan:
             f"confidence {modification.confidence:g}, relative change {changes.get(modification.id, 0.0):.3g}, "
             f"effect {effect}"
         )
-        decision: Literal["approved", "rejected"] = "approved" if sure and small and not idle else "rejected"
+        grounded = rule.ungrounded or bool(modification.evidence)
+        why += "" if grounded else ", UNGROUNDED: it cites no measured fact"
+        passes = sure and small and not idle and grounded
+        decision: Literal["approved", "rejected"] = "approved" if passes else "rejected"
         plan = decide(plan, [modification.id], decision, reviewer=str(rule), comment=why)
     return plan

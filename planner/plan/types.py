@@ -92,8 +92,8 @@ class Evidence(Record):
     tensor: str = Field(max_length=512)
     """Name of the tensor."""
     fact: str = Field(max_length=64)
-    """Which statistic: std, kurtosis, quantiles.0.99, outliers.6, ...; `probe.scale.calibrated` and the like are
-    looked up in the evidence that the plan rests on."""
+    """Which statistic: std, kurtosis, quantiles.0.99, outliers.6, ...; `probe.scale.calibrated`, `probe.row.33`,
+    `probe.neuron.7` of a tensor's layer and the like are looked up in the evidence that the plan rests on."""
     value: float | None
     """Its value; null where there is none."""
 

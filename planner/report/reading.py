@@ -15,7 +15,10 @@ from planner.profile import Profile
 __all__ = ["RENDERED", "read_document"]
 
 _LARGEST = 2**29  # 20,000 tensors are some 60 MB
-_HINT = "`planner profile MODEL --out DIR` writes a profile.json; a model folder or hub id can be given as well"
+_HINT = (
+    "`planner profile MODEL --out DIR` writes a profile.json; a model folder, a hub id, or the transcript that "
+    "`planner propose --llm` leaves beside its plan can be given as well"
+)
 
 
 def _profile(text: str) -> Profile:

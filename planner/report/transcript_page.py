@@ -61,6 +61,7 @@ def render_transcript(transcript: Transcript) -> str:
     return environment.from_string(_asset("transcript.html")).render(
         model=line(transcript.model) or "a model without a name",
         goal=block(transcript.goal),
+        checkpoint=line(transcript.checkpoint),
         fingerprint=line(transcript.fingerprint),
         facts=_facts(transcript),
         origins=_origins(transcript),
@@ -110,6 +111,7 @@ def _facts(transcript: Transcript) -> list[tuple[str, str]]:
         ("tokens received, as the provider counted", _total(reply.usage.output_tokens for reply in asked)),
         ("cost", _cost(transcript, asked)),
         ("tool calls", f"{calls:,}" + (f", {refused:,} refused" if refused else "")),
+        *([("looked until", line(transcript.looked_until))] if transcript.looked_until else []),
         ("rounds: answers read as a plan", f"{len(answers):,}"),
         ("first answer valid", ("yes" if valid else "no") if answers else "there was none"),
     ]

@@ -63,7 +63,7 @@ def test_it_looks_before_it_answers_and_what_it_saw_is_in_the_question_for_the_p
 
 def test_every_step_is_shown_as_it_happens(ask, answer):
     _, result = ask(Calls([STATISTICS, ("no_such_tool", {})]), Answer(answer()))
-    assert "step 1: asking test-model" in result.err
+    assert "step 1: 7," in result.err
     assert f'tensor_statistics {{"tensors": ["{UP}"]}} -> ' in result.err
     assert "no_such_tool {} -> " in result.err
     assert "(refused)" in result.err
@@ -216,7 +216,8 @@ def test_the_valid_part_is_kept_only_if_asked_for(ask, answer, tmp_path, second)
     assert result.status == 0, result.err
     plan = read_plan((tmp_path / "plan.json").read_text())
     assert [modification.id for modification in plan.modifications] == ["m01"]
-    assert plan.note.startswith("partial: 1 modification of the answer could not be used.")
+    assert plan.note.startswith("partial: 1 modification of the answer could not be used (m02)")
+    assert "left out: m02: " in result.err
 
 
 def test_all_problems_go_back_in_one_message(ask, answer):
@@ -279,7 +280,7 @@ def test_a_replay_against_something_else_is_refused(ask, answer, planner, tiny_m
     again = planner("propose", tiny_model, *given, "--policy", policy)
     assert again.status == 2
     assert "error[transcript-unusable]" in again.err
-    assert "message 2 (user) differs" in again.err
+    assert "what differs: the policy" in again.err
     assert not (tmp_path / "again.json").exists()
     (tmp_path / "old.json").write_text('{"schema": "planner/transcript@1"}')
     old = planner("propose", tiny_model, "--replay", tmp_path / "old.json", "--out", tmp_path / "again.json")
@@ -375,9 +376,10 @@ def test_the_whole_plan_has_a_deadline(ask, tmp_path):
     _, result = ask(Calls([STATISTICS]), Hang(), options=["--deadline", "4"])
     assert time.monotonic() - began < 15
     assert result.status == 6
-    assert "error[endpoint-unreachable]" in result.err
+    assert "error[limit-reached]: 4 seconds for the whole plan are over" in result.err
+    assert "--deadline" in result.err
     transcript = read_transcript(tmp_path / "plan.transcript.json")
-    assert transcript.outcome == "endpoint-unreachable"
+    assert transcript.outcome == "limit-reached"
     assert [exchange.failed is None for exchange in transcript.exchanges] == [True, False]
 
 

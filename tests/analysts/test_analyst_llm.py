@@ -78,7 +78,7 @@ def test_the_prompt_holds_goal_policy_operations_and_every_role(ask, answer, tmp
     for limit in ("*.embed_tokens.*", "0.25", "most modifications: 3"):
         assert limit in prompt
     for kind in OPERATIONS:
-        assert f"\n- {kind}(" in prompt
+        assert f"\n- {kind}(" in prompt or f"\n- {kind} [" in prompt
     for tensor in tiny_profile.tensors:
         assert f"\n- {tensor.role if tensor.layer is not None else tensor.name}" in prompt
     assert [message["role"] for message in server.requests[0].body["messages"]] == ["system", "user"]
@@ -271,7 +271,7 @@ def test_the_prompts_keep_their_lines(ask, answer):
     server, _ = ask(Answer(wrong), Answer(answer()))
     prompt, repair = sent(server), server.requests[1].body["messages"][-1]["content"]
     for kind in OPERATIONS:
-        assert len([line for line in prompt.splitlines() if line.startswith(f"- {kind}(")]) == 1
+        assert len([line for line in prompt.splitlines() if line.startswith((f"- {kind}(", f"- {kind} ["))]) == 1
     assert len([line for line in repair.splitlines() if line.startswith("- m01: ")]) == 2
     assert "{#" not in prompt
 
@@ -286,10 +286,10 @@ def test_a_template_says_which_variables_it_takes(template):
 
 
 def test_a_template_without_a_variable_is_an_error():
-    with pytest.raises(KeyError, match="takes problems"):
-        render("repair.md")
-    with pytest.raises(KeyError, match="takes problems"):
-        render("repair.md", problems=[], more=1)
+    with pytest.raises(KeyError, match="takes tolerance"):
+        render("system.md")
+    with pytest.raises(KeyError, match="takes tolerance"):
+        render("system.md", tolerance="2 %", more=1)
 
 
 def test_what_a_model_says_of_the_plan_is_in_the_plan(ask, answer, tmp_path):

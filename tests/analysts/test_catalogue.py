@@ -15,7 +15,7 @@ from planner.plan import ELEMENTS, Policy
 
 
 def lines(text: str) -> dict[str, str]:
-    return {found[1]: line for line in text.splitlines() if (found := re.match(r"- (\w+)\(", line))}
+    return {found[1]: line for line in text.splitlines() if (found := re.match(r"- (\w+)[( ]", line))}
 
 
 def test_all_of_it_takes_at_most_2000_tokens_and_a_line_each():
@@ -34,7 +34,7 @@ def test_what_the_policy_does_not_allow_is_not_there():
 @pytest.mark.parametrize("kind", [*OPERATIONS, *ELEMENTS])
 def test_every_parameter_is_named_in_the_line_and_explained_in_full(kind):
     record = OPERATIONS.get(kind) or ELEMENTS[kind]
-    line, full = lines(catalogue(Policy()))[kind], described(kind)
+    line, full = lines(catalogue(Policy(), tools=False))[kind], described(kind)
     assert full.startswith(f"{kind}: ")
     assert " ".join(record.__doc__.split()) in full
     for name, field in record.model_fields.items():
@@ -54,7 +54,7 @@ def accepts(kind: str, **parameters: object) -> bool:
 
 @pytest.mark.parametrize("kind", OPERATIONS)
 def test_a_ramp_is_offered_exactly_where_one_is_taken(kind):
-    line = lines(catalogue(Policy()))[kind]
+    line = lines(catalogue(Policy(), tools=False))[kind]
     for name in OPERATIONS[kind].model_fields.keys() - {"kind"}:
         offered = "ramp" in re.search(rf"\b{name}\??: ([^,)]*)", line)[1]
         taken = any(
@@ -67,7 +67,11 @@ def test_a_ramp_is_offered_exactly_where_one_is_taken(kind):
 def test_exactly_those_are_marked_that_no_plan_without_a_file_can_use(kind):
     """Held against the examples: those with a file, an adapter or another checkpoint in them."""
     with_file = {"project_out", "rotate", "rank_one", "low_rank_add", "bake_steering", "blend"}
-    assert ("beside the plan" in lines(catalogue(Policy()))[kind]) == (kind in with_file)
+    line, full = (lines(catalogue(Policy(), tools=tools))[kind] for tools in (True, False))
+    assert ("beside the plan" in line) == ("beside the plan" in full) == (kind in with_file)
+    assert (f'describe_operation("{kind}")' in line) == (kind in with_file)
+    assert "describe_operation" not in full
+    assert (len(line) < 120) if kind in with_file else line == full
     assert ("It needs a file" in described(kind)) == (kind in with_file)
 
 
@@ -81,12 +85,20 @@ def test_the_examples_in_words_are_operations(kind):
 
 
 def test_defaults_bounds_and_choices_are_in_the_line():
-    text = lines(catalogue(Policy()))
+    text = lines(catalogue(Policy(), tools=False))
     assert 'part: output|query|key|value = "output"' in text["head_scale"]
     assert "first: integer >=1 = 1" in text["spectral_scale"]
     assert "above?: number >0 <1" in text["magnitude_quantile"]
     assert "factor: number|ramp|file with axis rows|columns" in text["scale"]
     assert "checkpoint: path" in text["blend"]
+
+
+def test_the_written_examples_of_elements_are_elements():
+    (heading,) = re.findall(r"^Elements of a target .*$", catalogue(Policy()), re.MULTILINE)
+    shown = [json.loads(found) for found in re.findall(r"\{.*?\}", heading)]
+    assert [example["kind"] for example in shown] == ["rows", "tokens"]
+    for example in shown:
+        assert ELEMENTS[example["kind"]].model_validate(example).kind == example["kind"]
 
 
 def test_an_unknown_kind_is_answered_with_those_there_are():

@@ -80,7 +80,7 @@ def test_what_three_analysts_say_in_other_words_is_one_proposal(plan_of, merge):
     assert modification.target.roles == ("down_proj",)
     agreement = found.agreement[modification.id]
     assert (agreement.of, agreement.by) == (3, ("A", "B", "C"))
-    assert agreement.values[0] == "m01: scale 1.02, confidence 0.3"
+    assert agreement.values[0] == "A, m01: scale 1.02, confidence 0.3"
     assert found.disagreements == ()
     assert found.note == ("merged from 3 plans (A, B, C): 1 modification, 1 by more than one; 0 disagreements")
 

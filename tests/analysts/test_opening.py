@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from pictured import MOE, QWEN3, brief_of, moe_shapes, profile_of, qwen3_shapes
+from pictured_evidence import made_evidence
 
 from planner.analysts import Asking, Brief, first_question
+from planner.effects import Known
 from planner.llm.tokens import estimated_tokens
 from planner.operations import OPERATIONS
 
@@ -22,6 +26,11 @@ def dense() -> Brief:
 @pytest.fixture(scope="module")
 def experts() -> Brief:
     return brief_of(profile_of(moe_shapes(), model_type="qwen3_moe", tied=False), MOE)
+
+
+@pytest.fixture(scope="module")
+def measured(dense) -> Known:
+    return made_evidence(dense.profile, dense.model, row=("model.embed_tokens.weight", 58))
 
 
 def everything_sent(brief: Brief, asking: Asking) -> tuple[int, str]:
@@ -38,12 +47,37 @@ def test_311_tensors_take_at_most_8000_tokens(dense, tools):
     assert 7_000 < tokens <= 8_000, "and what there is room for is used"
     assert estimated_tokens(text) <= tokens
     for kind in OPERATIONS:
-        assert f"\n- {kind}(" in text
+        assert f"\n- {kind}(" in text or f"\n- {kind} [" in text
     for role in ("q_proj", "down_proj", "k_norm", "input_layernorm"):
         assert f"- {role}: model.layers.{{0-27}}." in text
     assert text.count(" rms: ") >= 9, "of nearly every role, a value for each layer"
     assert "q_proj: invariant" in text
     assert "Left out to fit" in text
+
+
+@pytest.mark.parametrize("tools", [True, False])
+def test_with_evidence_the_decisive_facts_of_311_tensors_are_in_8000_tokens(dense, measured, tools):
+    tokens, text = everything_sent(replace(dense, evidence=measured), Asking(tools=tools))
+    assert 7_000 < tokens <= 8_000
+    assert len(re.findall(r"^  \S+ probe\.(?:row|column)\.\d+ ", text, re.MULTILINE)) == 12
+    assert len(re.findall(r"^- layer \d+ (?:head|neuron) \d+: .*promotes", text, re.MULTILINE)) == 8
+    first = re.search(r"^  (\S+ probe\.\S+) ", text, re.MULTILINE)[1]
+    assert first == "model.embed_tokens.weight probe.row.58"
+
+
+def test_where_whole_tensors_win_nothing_there_is_room_for_the_rms_of_every_role(dense, measured):
+    evidence, arrays = measured
+    ceilings = tuple(c.model_copy(update={"hopeless": c.kind == "tensors"}) for c in evidence.ceilings)
+    known = (evidence.model_copy(update={"ceilings": ceilings}), arrays)
+    _, text = everything_sent(replace(dense, evidence=known), Asking())
+    (line,) = re.findall(r"^- rms, the median of each role @ its layer: (.*)$", text, re.MULTILINE)
+    medians = dict(part.split(" ") for part in line.split(", "))
+    assert medians.keys() == {tensor.role for tensor in dense.profile.tensors if tensor.layer is not None}
+    for role, told in medians.items():
+        value, layer = told.split("@")
+        own = {t.layer: t.rms for t in dense.profile.tensors if t.role == role}
+        assert float(value) == pytest.approx(own[int(layer)], rel=5e-4)
+        assert own[int(layer)] == sorted(own.values())[(len(own) - 1) // 2]
 
 
 @pytest.mark.parametrize("tools", [True, False])

@@ -69,6 +69,9 @@ def test_what_is_left_out_is_counted_and_said_last():
     assert picture.left_out == (f"{14 - shown} of 14 findings", "all series of rms, mean, min")
     last = picture.text.rstrip("\n").splitlines()[-1]
     assert last == f"Left out to fit 120 tokens: {'; '.join(picture.left_out)}; ask with the tools."
+    alone = fitted([section], 120, tools=False).text.rstrip("\n").splitlines()[-1]
+    assert alone.startswith("Left out to fit 120 tokens: ")
+    assert "tools" not in alone
     whole = fitted([Section("One", section.lines)], 2000)
     assert whole.left_out == ()
     assert "Left out" not in whole.text

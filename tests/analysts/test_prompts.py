@@ -18,7 +18,6 @@ VARIABLES = {
     "catalogue": "the operations",
     "picture": "the model {% if %}",
     "example": "an example",
-    "tools": True,
 }
 
 

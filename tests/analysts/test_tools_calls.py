@@ -56,7 +56,7 @@ def test_every_schema_stays_inside_the_strict_subset(bench):
 
 
 def test_every_tool_and_every_field_is_described(bench):
-    assert len(set(NAMES)) == len(NAMES) == 12
+    assert len(set(NAMES)) == len(NAMES) == 13
     tools = offered(bench)
     Request.model_validate({"messages": [{"role": "user", "content": "x"}], "tools": [t.model_dump() for t in tools]})
     for tool in tools:

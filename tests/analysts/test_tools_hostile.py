@@ -155,6 +155,7 @@ def test_every_tool_was_tried_on_something_hostile():
     assert {tool.name for tool in TOOLS} - tried <= {
         "sensitivities",  # with evidence: in test_tools_drafts.py
         "tensor_sensitivity",
+        "largest_rows",  # in test_tools_rows.py
         "predicted_change",
         "describe_operation",  # says nothing of the checkpoint
     }

@@ -12,6 +12,7 @@ from builders import a_plan, random_tensor, write_checkpoint
 from safetensors.torch import load_file
 from tool_benches import TINY, bench_of, facts_in, good, refused, rows_in
 
+from planner.analysts.tools import offered
 from planner.profile.peers import STATISTICS
 
 Q = "model.layers.2.self_attn.q_proj.weight"
@@ -222,6 +223,30 @@ def test_roles_outside_the_layers_and_unmeasured_statistics_are_refused(bench):
     assert "outside the layers" in refused(bench, "compare_layers", role="embed_tokens", statistic="rms")
     assert "was not measured" in refused(bench, "compare_layers", role="q_proj", statistic="stable_rank")
     assert "there are std" in refused(bench, "compare_layers", role="q_proj", statistic="volume")
+
+
+def offered_statistics(bench):
+    """What list_tensors and compare_layers offer, by the schema that a model sees."""
+    by_name = {tool.name: tool.parameters["properties"] for tool in offered(bench)}
+    listed = next(one["enum"] for one in by_name["list_tensors"]["sort_by"]["anyOf"] if "enum" in one)
+    compared = by_name["compare_layers"]["statistic"]["enum"]
+    assert listed == compared
+    return listed
+
+
+def test_only_statistics_that_the_profile_has_are_offered(bench, tmp_path):
+    spectral = {"spectral_norm", "stable_rank", "effective_rank", "tail_exponent"}
+    assert set(offered_statistics(bench)) == STATISTICS.keys() - spectral
+    for tool, asked in (
+        ("compare_layers", {"role": "q_proj", "statistic": "stable_rank"}),
+        ("list_tensors", {"sort_by": "stable_rank"}),
+    ):
+        assert refused(bench, tool, **asked).endswith(f"; there are {', '.join(offered_statistics(bench))}")
+    for statistic in offered_statistics(bench):
+        assert rows_in(good(bench, "list_tensors", sort_by=statistic))
+    measured = bench_of(TINY, tmp_path, spectra=True)
+    assert set(offered_statistics(measured)) == STATISTICS.keys()
+    assert rows_in(good(measured, "list_tensors", sort_by="stable_rank"))
 
 
 def test_experts_are_summarised_layer_by_layer(tmp_path):

@@ -48,7 +48,15 @@ def a_plan(*confidences, kind="llm", model="gpt-x", tensor="a.weight", fingerpri
     )
 
 
-def an_evaluation(verdict="improved", *, accepted=True, suite=SUITE, fingerprint=FINGERPRINT, finite=True):
+def an_evaluation(
+    verdict="improved",
+    *,
+    other="no detectable change",
+    accepted=True,
+    suite=SUITE,
+    fingerprint=FINGERPRINT,
+    finite=True,
+):
     """An evaluation with two metrics, of which the second is the decisive one."""
 
     def metric(name, verdict, difference, p_value):
@@ -87,7 +95,7 @@ def an_evaluation(verdict="improved", *, accepted=True, suite=SUITE, fingerprint
             "seed": 0,
             "versions": {},
             "correction": "holm",
-            "metrics": [metric("other", "improved", -0.5, 0.001), metric("words", verdict, -0.02, 0.03)],
+            "metrics": [metric("other", other, -0.5, 0.001), metric("words", verdict, -0.02, 0.03)],
             "drift": {
                 "text": "d",
                 "tokens": 10,
@@ -135,6 +143,14 @@ def test_what_is_written_is_the_decisive_metric_and_what_was_applied(tmp_path):
 def test_success_is_an_improved_verdict_and_an_open_gate(tmp_path, verdict, accepted, success):
     path = record_evaluation(a_plan(0.5), an_evaluation(verdict, accepted=accepted), tmp_path)
     assert json.loads(path.read_text())["success"] is success
+
+
+def test_the_metric_that_improved_is_the_one_that_tells_wherever_it_stands_in_the_suite(tmp_path):
+    path = record_evaluation(a_plan(0.5), an_evaluation("no detectable change", other="improved"), tmp_path)
+    entry = json.loads(path.read_text())
+    assert (entry["metric"], entry["difference"], entry["success"]) == ("other", -0.5, True)
+    path = record_evaluation(a_plan(0.6), an_evaluation("worse", other="improved"), tmp_path)
+    assert json.loads(path.read_text())["success"] is False, "without a gate that says how much may be lost"
 
 
 def test_a_loss_that_is_not_finite_is_a_failure_without_numbers(tmp_path):

@@ -138,8 +138,37 @@ def test_only_the_tensors_that_are_named_and_only_layers_that_have_some(tmp_path
     assert list(resolution(model, {"target": {"tensors": names[1:]}, "operation": operation}).steps) == names[1:]
     error = unresolved(model, {"target": {"tensors": ["model.norm.weight"]}, "operation": operation})
     assert "no tensor of the target holds what head_scale (output) acts on" in str(error)
+    assert '{"layers": "3"}' in error.hint
     whole = resolution(model, {"target": {"tensors": ["*"]}, "operation": operation})
     assert list(whole.steps) == [f"model.layers.{layer}.self_attn.o_proj.weight" for layer in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("operation", "role", "there"),
+    [
+        ({"kind": "head_scale", "heads": "1", "factor": 2.0}, "q_proj", "o_proj"),
+        ({"kind": "head_scale", "heads": "1", "factor": 2.0, "part": "query"}, "o_proj", "q_proj"),
+        (
+            {"kind": "neuron_scale", "neurons": "1", "factor": 2.0, "part": "gate_and_up"},
+            "o_proj",
+            "gate_proj and up_proj",
+        ),
+        (
+            {"kind": "channel_scale", "channels": "1", "factor": 2.0, "part": "writers"},
+            "q_proj",
+            "o_proj and down_proj",
+        ),
+    ],
+)
+def test_a_role_that_does_not_fit_is_answered_with_those_that_do(
+    tmp_path: Path, operation: dict[str, object], role: str, there: str
+) -> None:
+    model = build("llama").write(tmp_path / "model")
+    error = unresolved(model, {"target": {"roles": [role], "layers": "1"}, "operation": operation})
+    assert error.hint == f"leave `roles` and `tensors` out and name layers alone, or name {there}"
+    target = {"roles": there.split(" and "), "layers": "1"}
+    assert resolution(model, {"target": target, "operation": operation}).steps, "the hint can be followed"
+    assert resolution(model, {"target": {"layers": "1"}, "operation": operation}).steps
 
 
 def test_an_unknown_family_is_told_what_needs_no_map(tmp_path: Path) -> None:

@@ -209,8 +209,8 @@ def test_an_invariant_edit_counts_for_nothing(known):
 @pytest.mark.parametrize(
     ("modification", "why"),
     [
-        (scale("model.norm.weight", 0.0), "zero or negative"),
-        (scale("model.norm.weight", -1.0), "zero or negative"),
+        (scale("model.norm.weight", 0.0), "a factor of 0 or below, which no small step predicts"),
+        (scale("model.norm.weight", -1.0), "a factor of 0 or below, which no small step predicts"),
         ({"target": {"tensors": ["model.norm.weight"]}, "operation": {"kind": "clamp", "maximum": 1.0}}, "no factor"),
     ],
 )

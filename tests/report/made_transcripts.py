@@ -106,6 +106,7 @@ def hostile(text: str) -> Transcript:
         model=text,
         prompt_sha256=text,
         goal=text,
+        checkpoint=text,
         fingerprint=text,
         policy_sha256=text,
         evidence=text,

@@ -20,20 +20,19 @@ from planner.analysts.picture.wording import Speaker
 __all__ = ["Picture", "picture_of"]
 
 
-def picture_of(brief: Brief, aliases: Aliases, *, tokens: int) -> Picture:
+def picture_of(brief: Brief, aliases: Aliases, *, tokens: int, tools: bool = True) -> Picture:
     """The checkpoint of `brief` in at most `tokens` tokens by `estimated_tokens`; the same text every time.
 
-    What does not fit is left out, the least informative first, and the last line says what. Below 600 tokens there may
-    be no text at all.
+    What does not fit is left out, the least informative first, and the last line says what; with `tools`, that it can
+    be asked for. Below 600 tokens there may be no text at all.
     """
     speaker = Speaker(aliases, brief.model)
     groups = grouped(brief.profile.tensors, speaker)
-    evidence = brief.evidence[0] if brief.evidence else None
     sections = [
         architecture(brief, speaker, groups),
         effect_rules(brief, speaker, groups),
+        sensitivities(brief, speaker, groups),
         findings(brief, speaker),
-        *([sensitivities(evidence, speaker, groups)] if evidence else []),
         series(speaker, groups),
     ]
-    return fitted(sections, tokens)
+    return fitted(sections, tokens, tools=tools)

@@ -13,6 +13,7 @@ from planner.analysts.aliases import quoted
 from planner.analysts.base import Brief
 from planner.analysts.picture.budget import Line, Section
 from planner.analysts.picture.groups import Group, Groups
+from planner.analysts.picture.series import medians
 from planner.analysts.picture.wording import Speaker, scientific
 from planner.architecture.summary import summary_of
 from planner.dtypes import float_dtype
@@ -53,6 +54,8 @@ def architecture(brief: Brief, speaker: Speaker, groups: Groups) -> Section:
         )
         for number, tensor in enumerate(hidden[:_KEPT])
     ]
+    if brief.evidence:
+        lines += [Line(f"- {text}", (1.9, number), "medians of rms") for number, text in enumerate(medians(groups))]
     beyond = {"names of tensors": max(len(named) - _KEPT, 0), "aliases": max(len(hidden) - _KEPT, 0)}
     return Section("Architecture", lines, beyond)
 

@@ -49,8 +49,10 @@ class Picture:
     """What did not fit, such as `12 of 40 findings` or `all series of mean, zeros`."""
 
 
-def fitted(sections: Sequence[Section], tokens: int) -> Picture:
+def fitted(sections: Sequence[Section], tokens: int, *, tools: bool = True) -> Picture:
     """The lines that fit into `tokens`: no line is shown in the place of one with a smaller priority.
+
+    `tools` says whether what is left out can be asked for.
 
     The sum of the lines' estimates bounds that of the text, so that the text is estimated once.
     """
@@ -76,13 +78,13 @@ def fitted(sections: Sequence[Section], tokens: int) -> Picture:
         spent += cost
     left_out = _left_out(sections, shown)
     # The line that says what is left out needs room as well, and grows with every line that makes it.
-    while left_out and shown and spent + _cost(_told(left_out, tokens)) > tokens:
+    while left_out and shown and spent + _cost(_told(left_out, tokens, tools)) > tokens:
         shown.pop()
         spent -= costs.pop()
         left_out = _left_out(sections, shown)
     text = _written(sections, shown)
-    if left_out and spent + _cost(_told(left_out, tokens)) <= tokens:
-        text += _told(left_out, tokens)
+    if left_out and spent + _cost(_told(left_out, tokens, tools)) <= tokens:
+        text += _told(left_out, tokens, tools)
     return Picture(text=text, tokens=estimated_tokens(text), left_out=left_out)
 
 
@@ -94,8 +96,9 @@ def _heading(section: Section) -> str:
     return f"\n## {section.heading}"
 
 
-def _told(left_out: tuple[str, ...], tokens: int) -> str:
-    return f"\nLeft out to fit {tokens} tokens: {'; '.join(left_out)}; ask with the tools."
+def _told(left_out: tuple[str, ...], tokens: int, tools: bool) -> str:
+    ask = "; ask with the tools" if tools else ""
+    return f"\nLeft out to fit {tokens} tokens: {'; '.join(left_out)}{ask}."
 
 
 def _written(sections: Sequence[Section], shown: Sequence[tuple[int, int]]) -> str:

@@ -1,73 +1,66 @@
 """What forward and backward passes measured: the objective, what can be won at all, and the weights that matter.
 
-Facts are named as a plan cites them (`evidence.facts`): `probe.scale.calibrated` and the like.
+What wins most comes first: single rows and columns, then heads and neurons, then whole tensors, then series. Facts are
+named as a plan cites them (`evidence.facts`): `probe.scale.calibrated` and the like.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from planner.analysts.aliases import quoted
+from planner.analysts.base import Brief
 from planner.analysts.picture.budget import Line, Section
+from planner.analysts.picture.equal_edits import slopes
 from planner.analysts.picture.groups import Groups
-from planner.analysts.picture.series import line_of, spread
-from planner.analysts.picture.wording import Speaker, scientific
+from planner.analysts.picture.single_units import single_units
+from planner.analysts.picture.wording import Speaker, scientific, token_text, with_error
 from planner.evidence import EvidenceFile, Gradient, TensorSensitivity, UnitSensitivity
 from planner.words import TokenWeight, UnitWords
 
 __all__ = ["sensitivities"]
 
-_FIRST = 12
-_FIRST_UNITS = 8
+_MEASURED, _SINGLE, _UNITS, _TENSORS, _SERIES = 1.1, 1.2, 1.3, 1.4, 3.0
+"""Tiers: before the findings (2), but for the series."""
+_FIRST = 8
 _KEPT = 400
-_TOKENS = 3
-_UNITS = 3
-_LONGEST_TOKEN = 24
+_TOKENS = 2
 _COLUMNS = (
-    "tensors by predicted gain: probe.scale.calibrated (probe.scale.calibrated_se), stable or not between halves of "
-    "the documents, then probe.scale.curvature .step .gain, probe.by_row, probe.by_column"
+    "tensors by gain: probe.scale.calibrated (probe.scale.calibrated_se), stable or not, probe.scale.gain, "
+    "probe.by_row, probe.by_column; by_row is the gain of a factor for every row together, judged on documents that "
+    "did not choose them (a single row can win more)"
 )
+_MEANINGS = (
+    "values: d loss / d log of a factor (standard error over documents); negative: a factor above 1 lowers the loss; "
+    "stable: both halves of the documents agree on the sign; gain: nats off the calibrated loss by a factor from 0.37 "
+    "to 2.7; drift: KL divergence from the model as it is on the drift text, nats per token"
+)
+_CEILINGS = {"tensors": "a factor for each tensor", "units": "a factor for each row and column"}
+_HOPELESS = {"tensors": "factors for whole tensors", "units": "steps of many rows and columns at once"}
 
 
-def sensitivities(evidence: EvidenceFile, speaker: Speaker, groups: Groups) -> Section:
-    """The section on sensitivities."""
-    lines = [Line(f"- {text}", (1.5, 0), "facts of the evidence") for text in _measured(evidence)]
-    lines.append(Line(f"- {_COLUMNS}:", (2.5, 0), "facts of the evidence"))
-    ranked = sorted(evidence.tensors, key=lambda tensor: -_gain(tensor))
-    lines += [
-        Line(
-            f"  {_tensor(tensor, speaker)}",
-            (2.5, 1, number) if number < _FIRST else (4, 1.7, number),
-            "sensitive tensors",
-        )
-        for number, tensor in enumerate(ranked[:_KEPT])
-    ]
-    lines += [
-        Line(f"- {speaker.name(tensor.name)}: {told}", (3.4, number), "tensors with their largest rows and columns")
-        for number, tensor in enumerate(ranked[:_FIRST])
-        if (told := _rows_and_columns(tensor))
-    ]
-    words = {(found.kind, found.layer, found.index, found.expert): found for found in evidence.words}
+def sensitivities(brief: Brief, speaker: Speaker, groups: Groups) -> Section:
+    """The section on sensitivities; without lines where nothing was measured."""
+    heading = "Sensitivities: d loss / d log of a factor, and what follows from it"
+    if brief.evidence is None:
+        return Section(heading, ())
+    evidence = brief.evidence[0]
+    facts = [*_measured(evidence), _MEANINGS]
+    lines = [Line(f"- {text}", (_MEASURED, 0), "facts of the evidence") for text in facts]
+    single, more = single_units(brief, speaker, _SINGLE)
+    lines += single
     units = sorted(evidence.units, key=lambda unit: -unit.scale.gain)
-    lines += [
-        Line(
-            f"- {_unit(unit, words.get((unit.kind, unit.layer, unit.index, unit.expert)))}",
-            (3.2, number) if number < _FIRST_UNITS else (4, 1.8, number),
-            "heads and neurons",
-        )
-        for number, unit in enumerate(units[:_KEPT])
-    ]
-    lines += _series(evidence, groups)
-    beyond = {
-        "sensitive tensors": max(len(ranked) - _KEPT, 0),
-        "heads and neurons": max(len(units) - _KEPT, 0),
-    }
-    return Section("Sensitivities: d loss / d log of a factor, and what follows from it", lines, beyond)
-
-
-def _gain(tensor: TensorSensitivity) -> float:
-    return max(tensor.scale.gain, tensor.by_row, tensor.by_column)
+    lines += _heads_and_neurons(evidence, units[:_KEPT])
+    beyond = {"largest rows and columns": more, "heads and neurons": max(len(units) - _KEPT, 0)}
+    if any(ceiling.kind == "tensors" and ceiling.hopeless for ceiling in evidence.ceilings):
+        text = "- whole tensors are not listed: the ceiling of a factor for each tensor is too low to be worth a search"
+        lines.append(Line(text, (_TENSORS, 0), "facts of the evidence"))
+    else:
+        lines += _tensors(evidence, speaker)
+        beyond["sensitive tensors"] = max(len(evidence.tensors) - _KEPT, 0)
+    lines += slopes(evidence, groups, _SERIES)
+    return Section(heading, lines, beyond)
 
 
 def _measured(evidence: EvidenceFile) -> Iterator[str]:
@@ -90,11 +83,11 @@ def _measured(evidence: EvidenceFile) -> Iterator[str]:
     ]
     yield f"measured on {'; '.join(texts)}"
     for ceiling in evidence.ceilings:
-        each = "a factor for each tensor" if ceiling.kind == "tensors" else "a factor for each row and column"
-        hopeless = "; NOTHING TO WIN this way" if ceiling.hopeless else ""
+        # Of this kind alone: one row may win much where all tensors as wholes win nothing.
+        hopeless = f"; {_HOPELESS[ceiling.kind]} are not worth a search" if ceiling.hopeless else ""
         yield (
-            f"ceiling of one step of {each}: {_with_error(ceiling.gain, ceiling.gain_se)} nats off the calibrated "
-            f"loss, at a drift of {scientific(ceiling.drift)} nats per token{hopeless}"
+            f"ceiling of one step of {_CEILINGS[ceiling.kind]}: {with_error(ceiling.gain, ceiling.gain_se)} nats off "
+            f"the calibrated loss, at a drift of {scientific(ceiling.drift)}{hopeless}"
         )
     gauge, stability = evidence.gauge, evidence.stability
     yield (
@@ -107,16 +100,11 @@ def _measured(evidence: EvidenceFile) -> Iterator[str]:
     )
 
 
-def _tensor(tensor: TensorSensitivity, speaker: Speaker) -> str:
-    scale = tensor.scale
-    rest = (scale.curvature, scale.step, scale.gain, tensor.by_row, tensor.by_column)
-    return f"{speaker.name(tensor.name)} {_slope(scale)}, {' '.join(map(scientific, rest))}"
-
-
-def _rows_and_columns(tensor: TensorSensitivity) -> str:
-    facts = [(f"probe.row.{unit.index}", unit) for unit in tensor.top_rows[:_UNITS] if tensor.by_row > 0]
-    facts += [(f"probe.column.{unit.index}", unit) for unit in tensor.top_columns[:_UNITS] if tensor.by_column > 0]
-    return ", ".join(f"{fact} {_with_error(unit.calibrated, unit.calibrated_se)}" for fact, unit in facts)
+def _heads_and_neurons(evidence: EvidenceFile, units: Sequence[UnitSensitivity]) -> Iterator[Line]:
+    words = {(found.kind, found.layer, found.index, found.expert): found for found in evidence.words}
+    for number, unit in enumerate(units):
+        text = _unit(unit, words.get((unit.kind, unit.layer, unit.index, unit.expert)))
+        yield Line(f"- {text}", (_UNITS, number) if number < _FIRST else (4, 1.8, number), "heads and neurons")
 
 
 def _unit(unit: UnitSensitivity, words: UnitWords | None) -> str:
@@ -124,7 +112,7 @@ def _unit(unit: UnitSensitivity, words: UnitWords | None) -> str:
     expert = "" if unit.expert is None else f"expert {unit.expert} "
     said = f"{where}{expert}{unit.kind} {unit.index}: {_slope(unit.scale)}, gain {scientific(unit.scale.gain)}"
     for verb, tokens in _lists(words) if words else ():
-        said += f"; {verb} {' '.join(_token(token) for token in tokens[:_TOKENS])}"
+        said += f"; {verb} {' '.join(token_text(token.text, token.id) for token in tokens[:_TOKENS])}"
     return said
 
 
@@ -133,27 +121,42 @@ def _lists(words: UnitWords) -> Iterator[tuple[str, tuple[TokenWeight, ...]]]:
     return ((verb, tokens) for verb, tokens in found.items() if tokens)
 
 
-def _token(token: TokenWeight) -> str:
-    return f"#{token.id}" if token.text is None else quoted(token.text, longest=_LONGEST_TOKEN)
+def _tensors(evidence: EvidenceFile, speaker: Speaker) -> Iterator[Line]:
+    """The tensors by gain. Of those that are one and the same edit the first names the others, which wait behind."""
+    ranked = sorted(evidence.tensors, key=lambda one: (-one.scale.gain, -max(one.by_row, one.by_column)))
+    alike: dict[str, list[TensorSensitivity]] = {}
+    for tensor in ranked:
+        alike.setdefault(_edit(tensor), []).append(tensor)
+    yield Line(f"- {_COLUMNS}:", (_TENSORS, -1), "facts of the evidence")
+    shown = 0
+    for number, tensor in enumerate(ranked[:_KEPT]):
+        first, *others = alike[_edit(tensor)]
+        text = f"  {_tensor(tensor, speaker)}"
+        if first is tensor and others:
+            text += f"; the same edit: {', '.join(_beside(other, tensor, speaker) for other in others)}"
+        ahead = first is tensor and shown < _FIRST
+        shown += ahead
+        yield Line(text, (_TENSORS, number) if ahead else (4, 1.7, number), "sensitive tensors")
+
+
+def _edit(tensor: TensorSensitivity) -> str:
+    """What tells the edit of scaling a tensor from others: slope and error to three digits, where there is a step."""
+    scale = tensor.scale
+    known = scale.step is not None and scale.calibrated_se is not None
+    return f"{scale.calibrated:.2e} {scale.calibrated_se:.2e} {scale.curvature:.2e}" if known else f"={tensor.name}"
+
+
+def _beside(other: TensorSensitivity, tensor: TensorSensitivity, speaker: Speaker) -> str:
+    """What another tensor is called next to one: its role, where that is one of known words and of the same layer."""
+    near = other.layer is not None and other.layer == tensor.layer and other.role != tensor.role
+    return other.role if near and not speaker.hides(other.name) else speaker.name(other.name)
+
+
+def _tensor(tensor: TensorSensitivity, speaker: Speaker) -> str:
+    rest = (tensor.scale.gain, tensor.by_row, tensor.by_column)
+    return f"{speaker.name(tensor.name)} {_slope(tensor.scale)}, {' '.join(map(scientific, rest))}"
 
 
 def _slope(scale: Gradient) -> str:
     stable = {True: "stable", False: "NOT stable", None: "stability unknown"}[scale.stable]
-    return f"{_with_error(scale.calibrated, scale.calibrated_se)} {stable}"
-
-
-def _with_error(value: float, error: float | None) -> str:
-    return f"{scientific(value)} ({'no error known' if error is None else scientific(error)})"
-
-
-def _series(evidence: EvidenceFile, groups: Groups) -> Iterator[Line]:
-    """`probe.scale.calibrated` over the layers of each role."""
-    fact = "probe.scale.calibrated"
-    known = {tensor.name: tensor.scale.calibrated for tensor in evidence.tensors}
-    for group in groups.layered:
-        values = [known.get(tensor.name) for tensor in group.tensors]
-        there = [value for value in values if value is not None]
-        if there and not group.of_experts:
-            # The largest sensitivity says most; the spread would favour noise around zero.
-            priority = (3.0, -max(map(abs, there)), -spread(there))
-            yield Line(line_of(group, fact, values, groups.layers), priority, f"series of {fact}")
+    return f"{with_error(scale.calibrated, scale.calibrated_se)} {stable}"

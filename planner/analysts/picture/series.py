@@ -16,7 +16,7 @@ from planner.analysts.picture.groups import Group, Groups
 from planner.analysts.picture.wording import Speaker, ranges, scientific
 from planner.profile import TensorProfile
 
-__all__ = ["FACTS", "line_of", "series", "spread", "value_of"]
+__all__ = ["FACTS", "line_of", "medians", "series", "spread", "value_of"]
 
 FACTS = ("rms", "kurtosis", "abs_max", "std", "mean", "zeros", "outliers.6", "skewness", "min", "max", "outliers.3")
 """Statistics as a plan cites them, the most informative first."""
@@ -57,6 +57,21 @@ def series(speaker: Speaker, groups: Groups) -> Section:
         heading += " Of experts: `layer: median least@expert most@expert`, * at the one farther from the median."
     beyond = {"tensors outside the series": len(groups.single) - len(single)}
     return Section(heading, lines, beyond)
+
+
+def medians(groups: Groups) -> Iterator[str]:
+    """The rms of all roles in a line or two, each with the layer it is of; experts have none.
+
+    For where sensitivities take the room that the series would have.
+    """
+    told = []
+    for group in groups.layered:
+        known = [(tensor.rms, tensor.layer) for tensor in group.tensors if tensor.understood and tensor.rms is not None]
+        if known and not group.of_experts:
+            value, layer = sorted(known)[(len(known) - 1) // 2]
+            told.append(f"{group.label} {scientific(value)}@{layer}")
+    for begin in range(0, len(told), _MOST_ALIKE):
+        yield f"rms, the median of each role @ its layer: {', '.join(told[begin : begin + _MOST_ALIKE])}"
 
 
 def value_of(tensor: TensorProfile, fact: str) -> float | None:

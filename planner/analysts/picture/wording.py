@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 
@@ -9,10 +10,11 @@ from planner.analysts.aliases import Aliases, quoted
 from planner.architecture import ModelMap
 from planner.architecture.decoder import Experts
 
-__all__ = ["Speaker", "ranges", "scientific"]
+__all__ = ["Speaker", "ranges", "scientific", "token_text", "with_error"]
 
 _MOST_PARTS = 24
 _LONGEST_CURVE = 32
+_LONGEST_TOKEN = 24
 _CURVES = frozenset({"silu", "gelu", "relu", "relu2", "sigmoid", "tanh", "xielu"})
 """Activations whose names are ours; any other was read from config.json."""
 
@@ -24,6 +26,19 @@ def scientific(value: float | None) -> str:
     if value == 0:
         return "0"
     return str(value) if isinstance(value, int) or not math.isfinite(value) else f"{value:.3e}"
+
+
+def with_error(value: float, error: float | None) -> str:
+    """`3.125e-02 (1.000e-03)`: a value and its standard error."""
+    return f"{scientific(value)} ({'no error known' if error is None else scientific(error)})"
+
+
+def token_text(text: str | None, number: int) -> str:
+    """A token: its quoted text, with its number where that is not all of it; the number alone where nothing is left."""
+    shown = quoted(text or "", longest=_LONGEST_TOKEN)
+    if json.loads(shown) == "":
+        return f"#{number}"
+    return shown if json.loads(shown) == text else f"{shown} (#{number})"
 
 
 def ranges(numbers: Iterable[int]) -> str:

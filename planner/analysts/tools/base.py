@@ -17,10 +17,12 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from planner.analysts.aliases import Aliases, quoted
 from planner.analysts.base import Brief
+from planner.analysts.tools.rows import MeasuredRows
 from planner.analysts.wire import strict
-from planner.evidence import EvidenceFile, TensorSensitivity
+from planner.evidence import EvidenceFile
 from planner.plan import nearest
 from planner.profile import TensorProfile, peer_groups
+from planner.profile.peers import STATISTICS
 from planner.records import Record
 
 __all__ = ["A", "AgentTool", "Bench", "ToolRefused"]
@@ -29,6 +31,7 @@ A = TypeVar("A", bound=Record)
 _LONGEST_ROLE = 48
 _LONGEST_REASON = 200
 _SHORTEST = 8
+_NOTHING_MEASURED = "nothing was measured by forward and backward passes: there are no sensitivities here"
 
 
 class ToolRefused(ValueError):
@@ -68,13 +71,23 @@ class Bench:
     def evidence(self) -> EvidenceFile:
         """What was measured. Raises `ToolRefused` where nothing was."""
         if self.brief.evidence is None:
-            raise ToolRefused("nothing was measured by forward and backward passes: there are no sensitivities here")
+            raise ToolRefused(_NOTHING_MEASURED)
         return self.brief.evidence[0]
 
     @cached_property
-    def sensitivities(self) -> dict[str, TensorSensitivity]:
-        """What was measured of each tensor, by its name. Raises `ToolRefused` where nothing was."""
-        return {tensor.name: tensor for tensor in self.evidence.tensors}
+    def rows(self) -> MeasuredRows:
+        """Every row and column that was measured. Raises `ToolRefused` where nothing was."""
+        if self.brief.evidence is None:
+            raise ToolRefused(_NOTHING_MEASURED)
+        return MeasuredRows(self.brief, self.brief.evidence)
+
+    @cached_property
+    def statistics(self) -> tuple[str, ...]:
+        """The statistics that some tensor of this profile has; spectra, for example, are only made on request."""
+        tensors = self.brief.profile.tensors
+        return tuple(
+            name for name, measure in STATISTICS.items() if any(measure.of(tensor) is not None for tensor in tensors)
+        )
 
     def tensors(self, shown: Iterable[str]) -> list[TensorProfile]:
         """The tensors of these names. Raises `ToolRefused` with every name that is none, and what is near it."""

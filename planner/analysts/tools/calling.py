@@ -20,10 +20,12 @@ from planner.analysts.tools.check_plan import CheckPlan
 from planner.analysts.tools.compare_layers import CompareLayers
 from planner.analysts.tools.describe_operation import DescribeOperation
 from planner.analysts.tools.histogram import DrawHistogram
+from planner.analysts.tools.largest_rows import LargestRows
 from planner.analysts.tools.list_tensors import ListTensors
 from planner.analysts.tools.predicted_change import PredictLoss
 from planner.analysts.tools.preview_modification import PreviewModification
-from planner.analysts.tools.sensitivities import Sensitivities, TensorSensitivities
+from planner.analysts.tools.sensitivities import Sensitivities
+from planner.analysts.tools.tensor_sensitivity import TensorSensitivities
 from planner.analysts.tools.tensor_statistics import TensorStatistics
 from planner.analysts.tools.token_meanings import TokenMeanings
 from planner.analysts.tools.token_search import FindTokens
@@ -40,6 +42,7 @@ TOOLS: tuple[AgentTool[Any], ...] = (
     CompareLayers(),
     Sensitivities(),
     TensorSensitivities(),
+    LargestRows(),
     TokenMeanings(),
     FindTokens(),
     DescribeOperation(),

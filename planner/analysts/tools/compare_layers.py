@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from planner.analysts.tools.base import AgentTool, Bench, ToolRefused
 from planner.analysts.tools.figures import figure, row, shape_text
-from planner.analysts.tools.selection import StatisticName, meaning_of, role_called
+from planner.analysts.tools.selection import StatisticName, meaning_of, role_called, statistic_called, with_statistics
 from planner.profile import Standing, TensorProfile, peer_groups, standings
 from planner.profile.peers import STATISTICS
 from planner.profile.types import Experts
@@ -37,15 +37,19 @@ class CompareLayers(AgentTool[Comparison]):
     Arguments: ClassVar[type[Record]] = Comparison
     less: ClassVar[str] = "list_tensors takes layers"
 
+    def parameters(self, bench: Bench) -> dict[str, Any]:
+        """With the statistics that this profile has."""
+        return with_statistics(super().parameters(bench), "statistic", bench)
+
     def run(self, arguments: Comparison, bench: Bench) -> str:
         """A line for each layer; tensors of different shapes or dtypes are compared apart."""
-        role, statistic = role_called(arguments.role, bench), arguments.statistic
+        role, statistic = role_called(arguments.role, bench), statistic_called(arguments.statistic, bench)
         groups = peer_groups(tensor for tensor in bench.brief.profile.tensors if tensor.role == role)
         if not groups:
             raise ToolRefused(f"{bench.roles[role]} is outside the layers; tensor_statistics describes it")
         blocks = [block for group in groups if (block := list(_block(group, statistic, bench)))]
         if not blocks:
-            raise ToolRefused(f"no tensor of the role {bench.roles[role]} has {statistic}: it was not measured")
+            raise ToolRefused(f"no tensor of the role {bench.roles[role]} has {statistic}; others here do")
         return "\n\n".join(
             "\n".join([f"{bench.roles[role]}, {meaning_of(statistic)}, {block[0]}", *block[1:]]) for block in blocks
         )

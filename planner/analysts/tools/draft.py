@@ -38,8 +38,7 @@ class Drafts(Record):
     """Several modifications."""
 
     modifications: Annotated[tuple[Draft, ...], Field(min_length=1, max_length=_MOST)]
-    """The modifications in their order, each with target and operation at least; id, reasoning, confidence,
-    expected_impact and evidence may be left out."""
+    """In their order, each with target and operation at least; the rest may be left out."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,11 @@ class DraftTool(AgentTool[A]):
         schema = super().parameters(bench)
         one = modification_schema(bench.brief.policy)
         properties: dict[str, Any] = schema["properties"]
-        for name, shape in {
-            "modification": one,
-            "modifications": {"type": "array", "items": {"type": one["type"]}},
-        }.items():
-            if name in properties:
-                properties[name] = shape | {"description": f"{properties[name]['description']} {one['description']}"}
+        if single := properties.get("modification"):
+            properties["modification"] = one | {"description": f"{single['description']} {one['description']}"}
+        if several := properties.get("modifications"):
+            said = f"{several['description']} Each as preview_modification takes it."  # told once: it is long
+            properties["modifications"] = {"type": "array", "items": {"type": one["type"]}, "description": said}
         return schema
 
 
@@ -99,12 +97,11 @@ def _filled(document: dict[str, Any], place: int) -> dict[str, Any]:
 def problem_lines(found: Checked, bench: Bench, *, grounds: bool) -> Iterator[str]:
     """Every problem of a draft, those of its effects included; with `grounds`, what it cites as well."""
     report = found.report
-    if report.problems:
-        yield f"{len(report.problems)} problem{'s' if len(report.problems) > 1 else ''}:"
-        yield _told(report.problems, bench)
-    refused = [*_refused(report, bench.brief.policy)]
-    yield from refused
-    if not report.problems and not refused:
+    problems = [*report.problems, *_refused(report, bench.brief.policy)]
+    if problems:
+        yield f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:"
+        yield _told(problems, bench)
+    else:
         yield "no problem found"
     uncited = [modification.id for modification in found.plan.modifications if not modification.evidence]
     if grounds and uncited:
@@ -113,15 +110,25 @@ def problem_lines(found: Checked, bench: Bench, *, grounds: bool) -> Iterator[st
         yield f"warning: {_said(warning, report, bench)}"
 
 
-def _refused(report: CheckReport, policy: Policy) -> Iterator[str]:
+def _refused(report: CheckReport, policy: Policy) -> Iterator[Problem]:
     """What does nothing, which `check` may let pass and an analyst's plan may not hold."""
     refused = [effect for effect in refused_effects(policy) if not policy.refuses(effect)]
     for one in report.modifications:
         if one.effect in refused and one.tensors:
-            yield f"{one.id}: its effect is {one.effect}, which the plan may not hold"
+            yield Problem(
+                modification=one.id,
+                code="no-effect",
+                message=f"its effect is {one.effect}, which the plan may not hold",
+                hint="drop it, or change what does reach the output",
+            )
     alone = any(one.effect not in refused for one in report.modifications)
     if alone and report.plan_effect in refused:
-        yield f"the draft as a whole is {report.plan_effect}, which the plan may not be"
+        yield Problem(
+            modification=None,
+            code="no-effect",
+            message=f"the draft as a whole is {report.plan_effect}, which the plan may not be",
+            hint="drop the modifications that undo each other",
+        )
 
 
 def proof(report: CheckReport, why: str, notes: Sequence[str], bench: Bench) -> Iterator[str]:

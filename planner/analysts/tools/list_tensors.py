@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from planner.analysts.tools.base import AgentTool, Bench, ToolRefused
 from planner.analysts.tools.figures import figure, row, shape_text
-from planner.analysts.tools.selection import StatisticName, meaning_of, selected
+from planner.analysts.tools.selection import StatisticName, meaning_of, selected, statistic_called, with_statistics
 from planner.profile import TensorProfile
 from planner.profile.peers import STATISTICS
 from planner.records import Record
@@ -41,17 +41,19 @@ class ListTensors(AgentTool[Listing]):
     Arguments: ClassVar[type[Record]] = Listing
     less: ClassVar[str] = "narrow it with pattern, role or layers"
 
+    def parameters(self, bench: Bench) -> dict[str, Any]:
+        """With the statistics that this profile has."""
+        return with_statistics(super().parameters(bench), "sort_by", bench)
+
     def run(self, arguments: Listing, bench: Bench) -> str:
         """A line for each tensor."""
+        statistic = statistic_called(arguments.sort_by, bench) if arguments.sort_by else "rms"
         found = selected(bench, pattern=arguments.pattern, role=arguments.role, layers=arguments.layers)
-        statistic = arguments.sort_by or "rms"
         measure = STATISTICS[statistic].of
         values = {tensor.name: measure(tensor) for tensor in found}
         if arguments.sort_by:
             if all(value is None for value in values.values()):
-                raise ToolRefused(
-                    f"none of the {len(found)} tensors has {statistic}: it was not measured, or they hold none"
-                )
+                raise ToolRefused(f"none of the {len(found)} tensors has {statistic}; others here do")
             found = sorted(found, key=lambda tensor: _falling(values[tensor.name]))
         shown = found[: arguments.most or _USUAL]
         lines = [

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from planner.analysts.aliases import quoted
 from planner.analysts.tools.base import Bench, ToolRefused
@@ -20,20 +20,14 @@ from planner.plan import Target, TargetUnmatched, nearest, resolve
 from planner.profile import TensorProfile
 from planner.profile.peers import STATISTICS
 
-__all__ = ["StatisticName", "meaning_of", "role_called", "selected"]
+__all__ = ["StatisticName", "meaning_of", "role_called", "selected", "statistic_called", "with_statistics"]
 
 _BRACES, _GLOB = re.compile(r"\{([^{}]*)\}"), re.compile(r"[*?\[]")
 _MOST_COMPARISONS = 5_000_000  # some seconds
 
 
-def _is_statistic(name: str) -> str:
-    if name not in STATISTICS:
-        raise ValueError(f"there is no such statistic; there are {', '.join(STATISTICS)}")
-    return name
-
-
-StatisticName = Annotated[str, AfterValidator(_is_statistic), Field(json_schema_extra={"enum": list(STATISTICS)})]
-"""The name of a statistic that tensors can be compared by."""
+StatisticName = Annotated[str, Field(max_length=64)]
+"""The name of a statistic that tensors can be compared by; which there are depends on what was profiled."""
 
 _SHARES = {
     "zeros": "share of zero elements; the fact zeros is their count",
@@ -43,6 +37,23 @@ _SHARES = {
     "offset": "mean / std; no fact to cite: cite mean and std",
     "reach": "abs_max / std; no fact to cite: cite abs_max and std",
 }
+
+
+def statistic_called(name: str, bench: Bench) -> str:
+    """The name of a statistic that this profile has. Raises `ToolRefused`."""
+    if name in bench.statistics:
+        return name
+    why = f"{name} was not measured in this profile" if name in STATISTICS else f"no statistic is called {quoted(name)}"
+    raise ToolRefused(f"{why}; there are {', '.join(bench.statistics) or 'none'}")
+
+
+def with_statistics(schema: dict[str, Any], field: str, bench: Bench) -> dict[str, Any]:
+    """A schema of arguments in which this field is one of the statistics that the profile has."""
+    shape = schema["properties"][field]
+    for choice in shape.get("anyOf", [shape]):
+        if choice.get("type") == "string" and bench.statistics:
+            choice["enum"] = list(bench.statistics)
+    return schema
 
 
 def meaning_of(statistic: str) -> str:
