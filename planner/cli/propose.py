@@ -149,16 +149,19 @@ def command(
     profile = profiled(checkpoint, screen)
     kept = histograms_of(profile)
 
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    mapped = map_of(checkpoint.config, shapes)
+
     def brief(wanted: str) -> Brief:
         return Brief(
             goal=wanted,
             profile=profile,
             policy=limits,
             check=lambda plan: check(
-                plan, checkpoint, profile, limits, folder=out.parent, histograms=kept, evidence=known
+                plan, checkpoint, profile, limits, folder=out.parent, histograms=kept, evidence=known, model=mapped
             ),
             checkpoint=checkpoint,
-            model=map_of(checkpoint.config, {name: tensor.shape for name, tensor in checkpoint.tensors.items()}),
+            model=mapped,
             histograms=kept,
             evidence=known,
             evidence_file=evidence.name if evidence else None,

@@ -117,7 +117,9 @@ def surroundings_of(
     *,
     profile: Profile | None = None,
     histograms: Histograms | None = None,
+    model: ModelMap | None = None,
 ) -> Surroundings:
-    """The surroundings of a plan in `folder` for this checkpoint."""
-    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-    return Surroundings(checkpoint, map_of(checkpoint.config, shapes), folder, profile, histograms)
+    """The surroundings of a plan in `folder` for this checkpoint; `model` is its map, where that is known already."""
+    if model is None:
+        model = map_of(checkpoint.config, {name: tensor.shape for name, tensor in checkpoint.tensors.items()})
+    return Surroundings(checkpoint, model, folder, profile, histograms)

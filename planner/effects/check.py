@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from planner.architecture import map_of
+from planner.architecture import ModelMap, map_of
 from planner.checkpoint import Checkpoint
 from planner.edits import ModificationEdits, PlanEdits, Surroundings, Unresolved, combined, resolved
 from planner.edits.surroundings import surroundings_of
@@ -39,6 +39,7 @@ def check(
     allow_void: bool = False,
     histograms: Histograms | None = None,
     evidence: Known | None = None,
+    model: ModelMap | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
     """Check every modification by itself and the plan as a whole. Changes nothing; raises nothing about the plan.
@@ -46,9 +47,10 @@ def check(
     `folder` is where relative paths in the plan begin; the current folder by default. With the `histograms` kept with
     the profile, edits that look at each element alone are previewed without reading a weight. With `evidence`, by
     default the one that the plan names if it lies in the folder, cited measurements are compared with it and the
-    plan's effect on the loss is predicted. `progress` is told the bytes previewed.
+    plan's effect on the loss is predicted. `model` is the map of the checkpoint, where it is known
+    already; `progress` is told the bytes previewed.
     """
-    around = surroundings_of(checkpoint, folder or Path(), profile=profile, histograms=histograms)
+    around = surroundings_of(checkpoint, folder or Path(), profile=profile, histograms=histograms, model=model)
     found: list[Problem] = list(found_in.of_plan(plan, profile, policy))
     known = evidence or evidence_beside(plan, folder or Path())
     missing = known if isinstance(known, str) else None

@@ -48,18 +48,19 @@ def main() -> None:
         question(brief)
 
 
-def brief_of(model: Path) -> Brief:
+def brief_of(folder: Path) -> Brief:
     """What `planner propose` gives an analyst."""
-    checkpoint, policy = open_checkpoint(model), Policy()
+    checkpoint, policy = open_checkpoint(folder), Policy()
     profile = profile_of(checkpoint)
     kept = histograms_of(profile)
+    model = map_of(checkpoint.config, {name: tensor.shape for name, tensor in checkpoint.tensors.items()})
     return Brief(
         goal="fewer repetitions",
         profile=profile,
         policy=policy,
-        check=lambda plan: check(plan, checkpoint, profile, policy, histograms=kept),
+        check=lambda plan: check(plan, checkpoint, profile, policy, histograms=kept, model=model),
         checkpoint=checkpoint,
-        model=map_of(checkpoint.config, {name: tensor.shape for name, tensor in checkpoint.tensors.items()}),
+        model=model,
         histograms=kept,
     )
 

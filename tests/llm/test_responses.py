@@ -105,7 +105,7 @@ def test_the_whole_body_has_to_come_in_time():
     began = time.monotonic()
     with pytest.raises(ResponseRefused, match="too long") as caught:
         response(slow(), read_s=0.1).read()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 1.9
     assert caught.value.kind is EndpointUnreachable
 
 

@@ -73,8 +73,11 @@ class _Bench:
                 known[alike] = self.verdict([tensor])
             verdicts.append(known[alike])
         by_verdict: dict[str, list[TensorProfile]] = {}
+        words: dict[Verdict, str] = {}
         for tensor, verdict in zip(judged, verdicts, strict=True):
-            by_verdict.setdefault(self.said(verdict, tensor.role), []).append(tensor)
+            if verdict not in words:
+                words[verdict] = self.said(verdict, tensor.role)
+            by_verdict.setdefault(words[verdict], []).append(tensor)
         middle = len(judged) // 2
         beside = self.of_row(judged[middle], verdicts[middle])
         # Of experts, those of one layer: thousands of changes at once are no rule that anybody would ask for.
@@ -96,11 +99,11 @@ class _Bench:
     def _alike(self, tensor: TensorProfile) -> object:
         """What tensors of a role have in common whose verdicts are the same.
 
-        That is how their layer is declared, how their dtype rounds, and how far in it lies: the first two and the last
-        two layers, and those that hold a tensor of zeros, stand for themselves.
+        That is how their layer is declared, how their dtype rounds, and whether other layers lie on both sides: the
+        first and the last one, and those that hold a tensor of zeros, stand for themselves.
         """
         decoder, layer = self.judge.model.decoder, tensor.layer
-        if decoder is None or layer is None or layer in self._odd or not 1 < layer < decoder.layers - 2:
+        if decoder is None or layer is None or layer in self._odd or not 0 < layer < decoder.layers - 1:
             return tensor.name
         return decoder.layer(layer), tensor.dtype in _WIDE
 
