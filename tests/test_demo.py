@@ -35,7 +35,8 @@ def test_the_demo_tells_the_whole_story_and_leaves_the_example_alone(tmp_path: P
     verbs = re.findall(r"^\$ planner ([\w-]+)", done.stdout, re.MULTILINE)
     assert verbs == [
         *("profile", "map", "propose", "check", "import-patch", "check", "review", "apply", "diff", "evaluate"),
-        *("revert", "verify", "log", "run", "probe", "run"),
+        *("revert", "verify", "log", "run", "probe", "run", "propose", "check", "propose", "report"),
+        *("review", "apply", "evaluate"),
     ]
     for effect in ("m01: effective", "m02: invariant", "m03: rescales_logits", "m04: void"):
         name, _, word = effect.partition(": ")

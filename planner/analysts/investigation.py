@@ -17,7 +17,7 @@ from planner.analysts.prompts import render
 from planner.analysts.settings import MOST_CALLS, Asking, ToolUse
 from planner.analysts.tools import Bench, call, offered
 from planner.analysts.tools.meanings import escaped
-from planner.analysts.transcript import CalledTool, Recorder
+from planner.analysts.transcript import STEPS_LEFT, CalledTool, Recorder
 from planner.errors import EndpointUnreachable, FeatureRefused, LimitReached
 from planner.llm import AnswerShape, Message, Reply, Request, Tool, ToolCall
 from planner.plain_text import plain
@@ -218,8 +218,8 @@ class Investigation:
 def _counted_down(results: list[tuple[str, str]], step: int, steps: int) -> list[tuple[str, str]]:
     """The results, the last of which says how many steps are left."""
     *earlier, (called, text) = results
-    left = f"{steps - step} step{'' if steps - step == 1 else 's'} left"
-    return [*earlier, (called, f"{text}\n[{left if step < steps else 'no step left: the plan is asked for next'}]")]
+    left = str(steps - step) if step < steps else "none, the plan is asked for next"
+    return [*earlier, (called, f"{text}{STEPS_LEFT}{left}]")]
 
 
 def _echoed(said: str) -> str:

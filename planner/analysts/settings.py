@@ -27,7 +27,7 @@ class Price(Record):
 
 
 class Limits(Record):
-    """What one plan may use at most; whichever is reached first ends the investigation, or the attempt."""
+    """What one conversation may use at most; whichever is reached first ends the investigation, or the attempt."""
 
     steps: int = Field(default=8, ge=0, le=100)
     """Times that the model may look at something before it has to answer."""

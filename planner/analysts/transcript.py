@@ -18,6 +18,7 @@ from planner.plan import Policy, Problem
 from planner.records import Record
 
 __all__ = [
+    "STEPS_LEFT",
     "CalledTool",
     "Exchange",
     "Failed",
@@ -29,7 +30,8 @@ __all__ = [
     "request_digest",
 ]
 
-TRANSCRIPT_SCHEMA = "planner/transcript@2"
+STEPS_LEFT = "\n[steps left: "
+"""Begins what stands below the last result of a step, which is no part of that result."""
 Purpose = Literal["investigate", "answer", "repair"]
 
 

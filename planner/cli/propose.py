@@ -62,9 +62,9 @@ def command(
     ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for one answer, retries included.")] = 300,
     max_steps: Annotated[int, typer.Option(min=0, max=100, help="Times the model may look at something.")] = 8,
-    max_tokens: Annotated[int, typer.Option(min=1000, help="Tokens of all requests together.")] = 400_000,
-    max_cost: Annotated[float | None, typer.Option(min=0.000001, help="US dollars of all requests together.")] = None,
-    deadline: Annotated[float, typer.Option(min=1, help="Seconds for the whole plan.")] = 1800,
+    max_tokens: Annotated[int, typer.Option(min=1000, help="Tokens of one conversation, sent and received.")] = 400_000,
+    max_cost: Annotated[float | None, typer.Option(min=0.000001, help="US dollars of one conversation.")] = None,
+    deadline: Annotated[float, typer.Option(min=1, help="Seconds for one conversation, from question to plan.")] = 1800,
     price: Annotated[
         str | None, typer.Option(metavar="IN,OUT", help="US dollars per million tokens, if no price list knows.")
     ] = None,

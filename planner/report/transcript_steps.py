@@ -214,7 +214,7 @@ def _new_in(exchange: Exchange, known: _Known) -> tuple[str, tuple[Sent, ...]]:
             before += 1
         elif message.role == "assistant" and (message.content, message.tool_calls) in known.said:
             said += 1
-        elif message.role == "tool" and message.content in known.results:
+        elif message.role == "tool" and _result_in(message.content) in known.results:
             results += 1
         else:
             sent.append(_sent(message, known))
@@ -227,19 +227,33 @@ def _new_in(exchange: Exchange, known: _Known) -> tuple[str, tuple[Sent, ...]]:
     return f"{total} in all; not shown again: {', '.join(parts)}." if parts else "", tuple(sent)
 
 
+def _result_in(content: str) -> str:
+    """A tool's result without the line about the steps that are left."""
+    from planner.analysts.transcript import STEPS_LEFT  # here, because a page of a profile needs no analyst
+
+    result, found, _ = content.rpartition(STEPS_LEFT)
+    return result if found else content
+
+
 def _sent(message: Message, known: _Known) -> Sent:
     earlier = [
-        (len(other.content), step)
+        (_beginning(message.content, other.content), step)
         for other, step in known.messages.items()
         if other.role == message.role
-        and len(other.content) >= _SHORTEST_BEGINNING
-        and message.content.startswith(other.content)
     ]
     length, step = max(earlier, default=(0, 0))
+    length = length if length >= _SHORTEST_BEGINNING else 0
     left_out = f"begins with the {counted(length, 'character')} sent in step {step}, not shown again" if length else ""
     rest = message.content[length:].lstrip("\n") if length else message.content
     calls = "".join(f"\n[calls {call.name} {call.arguments}]" for call in message.tool_calls)
     return Sent(_SPEAKERS[message.role], left_out, block(rest + calls))
+
+
+def _beginning(text: str, other: str) -> int:
+    """How many characters two texts share at their beginning, in whole lines."""
+    both = min(len(text), len(other))
+    shared = next((place for place in range(both) if text[place] != other[place]), both)
+    return shared if shared == both else text.rfind("\n", 0, shared) + 1
 
 
 def opening_of(transcript: Transcript) -> tuple[Sent, ...]:

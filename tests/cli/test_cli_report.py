@@ -137,7 +137,7 @@ def test_a_transcript_becomes_a_page_of_the_conversation(planner, transcript_jso
     [
         (lambda text: text.replace("planner/transcript@2", "planner/transcript@1"), "written by an older planner"),
         (lambda text: text.replace("planner/transcript@2", "planner/transcript@3"), "schema: "),
-        (lambda text: text[: len(text) // 2], "Invalid JSON"),
+        (lambda text: text[: len(text) // 2], "is not sound JSON"),
         (lambda text: text.replace('"tool_use": "native"', '"tool_use": "telepathy"'), "tool_use: "),
     ],
     ids=["old", "new", "cut", "broken"],

@@ -121,7 +121,7 @@ def test_the_head_says_what_was_asked_and_what_it_took(transcript):
     text = " ".join(Parts(html).by_id["main"].split())
     for words in ("fewer mistakes and shorter sentences", "limits: cost usd 0.5", "price: output usd 10"):
         assert words in text, words
-    assert f"model-x about {transcript.fingerprint}" in page.text
+    assert f"model-x about tiny-model, {transcript.fingerprint}" in page.text
     assert "brought no plan" not in page.text
     assert page.scripts == []
 
@@ -183,12 +183,15 @@ def test_a_step_shows_only_what_is_new_and_counts_the_rest(transcript):
     shown_above = "not shown again: {} messages sent before, 1 answer of the model shown above, {} shown above."
     assert f"5 messages in all; {shown_above.format(2, '2 tool results')}" in second
     assert f"7 messages in all; {shown_above.format(5, '1 tool result')}" in third
-    task = transcript.exchanges[0].request.messages[1].content
+    first, last = (transcript.exchanges[place].request.messages[1].content for place in (0, 3))
+    differs = next(place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    shared = first.rfind("\n", 0, differs) + 1
     assert "2 messages in all; not shown again: 1 message sent before." in fourth
-    assert f"begins with the {len(task):,} characters sent in step 1" in fourth
+    assert shared > 5000
+    assert f"begins with the {shared:,} characters sent in step 1" in fourth
     assert "What you looked at" in fourth, "the rest of it"
     assert "4 messages in all; not shown again: 2 messages sent before, 1 answer of the model shown above." in fifth
-    assert "Your answer cannot be used." in fifth
+    assert "Your answer cannot be used as it is." in fifth
 
 
 def test_what_the_model_did_not_say_is_not_taken_for_its_words(transcript):
