@@ -99,7 +99,8 @@ def run(folder: Path, line: str, *, statuses: tuple[int, ...] = (0,)) -> None:
     """Print a command and run it in `folder`; its output goes where ours goes."""
     print(f"\n$ {line}", flush=True)
     _, *arguments = shlex.split(line)
-    environment = os.environ | {"PLANNER_OFFLINE": "1", "PLANNER_CACHE": str(folder / "cache")}
+    own = {"PLANNER_CACHE": str(folder / "cache"), "PLANNER_STATE": str(folder / "state")}
+    environment = os.environ | {"PLANNER_OFFLINE": "1"} | own
     done = subprocess.run([sys.executable, "-m", "planner", *arguments], cwd=folder, env=environment, check=False)
     if done.returncode not in statuses:
         sys.exit(f"the command ended with exit status {done.returncode}")
