@@ -56,19 +56,16 @@ def read_answer(text: str, aliases: Aliases | None = None) -> Answer:
         document = document | {"modifications": [unwired(item, aliases) for item in items]}
     found = _read(_Document, document)
     if isinstance(found, _Document):
-        problems = _outside(found.modifications)
-        at_fault = {problem.modification for problem in problems}
-        return Answer(found.note, tuple(m for m in found.modifications if m.id not in at_fault), tuple(problems))
-    note = document.get("note")
-    each = [_read(Modification, item) for item in items] if isinstance(items, list) else []
-    readable = [one for one in each if isinstance(one, Modification)]
+        note, readable, problems = found.note, list(found.modifications), []
+    else:
+        said = document.get("note")
+        note = said if isinstance(said, str) else ""
+        each = [_read(Modification, item) for item in items] if isinstance(items, list) else []
+        readable = [one for one in each if isinstance(one, Modification)]
+        problems = problems_of(found, document)
     outside = _outside(readable)
     at_fault = {problem.modification for problem in outside}
-    return Answer(
-        note if isinstance(note, str) else "",
-        tuple(one for one in readable if one.id not in at_fault),
-        (*problems_of(found, document), *outside),
-    )
+    return Answer(note, tuple(one for one in readable if one.id not in at_fault), (*problems, *outside))
 
 
 def read_modifications(

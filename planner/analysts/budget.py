@@ -43,7 +43,7 @@ def spent(replies: Iterable[Reply], price: Price | None) -> Usage:
     sent, received = sum(usage.input_tokens for usage in paid), sum(usage.output_tokens for usage in paid)
     cost = None if None in costs else sum(cost for cost in costs if cost is not None)
     if cost is None and price:
-        cost = (sent * price.input_usd + received * price.output_usd) / 1e6
+        cost = price.of(sent, received)
     return Usage(input_tokens=sent, output_tokens=received, cost_usd=cost)
 
 
@@ -74,7 +74,7 @@ class Budget:
         if usage.cost_usd is not None:
             self.cost_usd += usage.cost_usd
         elif self._price:
-            self.cost_usd += self._cost(sent, received)
+            self.cost_usd += self._price.of(sent, received)
 
     def blamed(self, error: EndpointUnreachable) -> AnalystFailed:
         """The error, or that the time for the whole plan is over where that is why nothing came."""
@@ -98,17 +98,13 @@ class Budget:
                 "--max-tokens, or lower --max-output-tokens",
             )
         if self._limits.cost_usd is not None and self._price:
-            most = self._cost(sent, request.max_output_tokens) * (2 if and_answer else 1)
+            most = self._price.of(sent, request.max_output_tokens) * (2 if and_answer else 1)
             if self.cost_usd + most > self._limits.cost_usd:
                 raise self._reached(
                     f"{self.cost_usd:.4f} of {self._limits.cost_usd:g} US dollars are used, and what comes next may "
                     f"cost {most:.4f}",
                     "--max-cost, or lower --max-output-tokens",
                 )
-
-    def _cost(self, sent: int, received: int) -> float:
-        assert self._price is not None
-        return (sent * self._price.input_usd + received * self._price.output_usd) / 1e6
 
     @staticmethod
     def _reached(what: str, option: str) -> LimitReached:

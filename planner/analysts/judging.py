@@ -60,9 +60,9 @@ def judged(text: str, brief: Brief, aliases: Aliases, empty: Plan) -> Judged:
     if problems and not plan.modifications:
         return Judged(None, tuple(problems))
     report = brief.check(plan)
+    plan = _marked(plan)
     problems += [*report.problems, *_idle(report, brief.policy), *_ungrounded(plan)]
-    ungrounded = tuple(m.id for m in plan.modifications if not m.evidence)
-    return Judged(plan.model_copy(update={"ungrounded": ungrounded}), tuple(problems))
+    return Judged(plan, tuple(problems))
 
 
 def rescued(found: Judged, brief: Brief) -> tuple[Plan, int] | None:
@@ -76,9 +76,8 @@ def rescued(found: Judged, brief: Brief) -> tuple[Plan, int] | None:
         report = brief.check(draft)
         problems = (*report.problems, *_idle(report, brief.policy))
         if not problems:
-            ungrounded = tuple(m.id for m in kept if not m.evidence)
             dropped = len(plan.modifications) - len(kept) + _unreadable(found.problems, plan)
-            return draft.model_copy(update={"ungrounded": ungrounded}), dropped
+            return _marked(draft), dropped
         at_fault = {problem.modification for problem in problems}
         better = tuple(m for m in kept if m.id not in at_fault)
         # Where it is the plan as a whole, the last ones go: a model names first what it is surest of.
@@ -113,15 +112,19 @@ def _idle(report: CheckReport, policy: Policy) -> Iterator[Problem]:
         )
 
 
+def _marked(plan: Plan) -> Plan:
+    """The plan with the modifications named that cite nothing."""
+    return plan.model_copy(update={"ungrounded": tuple(m.id for m in plan.modifications if not m.evidence)})
+
+
 def _ungrounded(plan: Plan) -> Iterator[Problem]:
-    for modification in plan.modifications:
-        if not modification.evidence:
-            yield Problem(
-                modification=modification.id,
-                code=UNGROUNDED,
-                message="it cites no measured fact",
-                hint="cite at least one fact that was shown to you, with its value; otherwise it is marked so",
-            )
+    for name in plan.ungrounded:
+        yield Problem(
+            modification=name,
+            code=UNGROUNDED,
+            message="it cites no measured fact",
+            hint="cite at least one fact that was shown to you, with its value; otherwise it is marked so",
+        )
 
 
 def _one_line(note: str) -> str:

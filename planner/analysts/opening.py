@@ -44,12 +44,10 @@ def context_limit(brief: Brief, wanted: int | None) -> int:
     return wanted or (8_000 if len(brief.profile.tensors) <= _FEW_TENSORS else 24_000)
 
 
-def first_question(
-    brief: Brief, asking: Asking, *, record: str = "", clean: Callable[[str], str] = str, tools: bool = True
-) -> Opening:
-    """What a model would be asked first; nothing is sent. `tools` says whether there is anything to call."""
+def first_question(brief: Brief, asking: Asking, *, record: str = "", clean: Callable[[str], str] = str) -> Opening:
+    """What a model would be asked first; nothing is sent."""
     aliases = Aliases((tensor.name for tensor in brief.profile.tensors), brief.model)
-    offers = offered(Bench(brief, aliases)) if tools and asking.tools else ()
+    offers = offered(Bench(brief, aliases)) if asking.tools else ()
     limit = context_limit(brief, asking.context_tokens)
     steps = asking.limits.steps
     asked = opening_of(brief, aliases, tokens=limit, tools=offers, steps=steps, record=record, clean=clean)

@@ -25,6 +25,10 @@ class Price(Record):
     output_usd: float = Field(ge=0)
     """US dollars per million tokens received."""
 
+    def of(self, sent: int, received: int = 0) -> float:
+        """US dollars for so many tokens."""
+        return (sent * self.input_usd + received * self.output_usd) / 1e6
+
 
 class Limits(Record):
     """What one conversation may use at most; whichever is reached first ends the investigation, or the attempt."""

@@ -38,7 +38,7 @@ def _answer_shape(operations: tuple[str, ...]) -> AnswerShape:
     return AnswerShape(name="plan", json_schema=schema | {"$defs": shared})
 
 
-def modification_schema(policy: Policy) -> dict[str, Any]:  # noqa: ARG001 - a tool may one day spell it out
+def modification_schema() -> dict[str, Any]:
     """The schema of a draft in a tool's arguments: JSON text, because every tool would repeat all the operations."""
     return {
         "type": "string",

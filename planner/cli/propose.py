@@ -280,7 +280,7 @@ def _show_question(brief: Brief, choice: AnalystChoice, screen: Screen) -> None:
             screen.show(line)
     for tool in asked.tools:
         screen.show(f"----- tool {tool.name}: {tool.description}")
-    cost = f", some {asked.tokens * choice.price.input_usd / 1e6:.4f} US dollars" if choice.price else ""
+    cost = f", some {choice.price.of(asked.tokens):.4f} US dollars" if choice.price else ""
     screen.say(f"{asked.tokens:,} tokens with the tools, by the local estimate{cost}; nothing was sent")
 
 

@@ -9,29 +9,19 @@ from pathlib import Path
 from planner import fsio
 from planner.errors import StorageError
 from planner.llm.base import Client, Reply, Request
+from planner.llm.in_front import InFront
 
 __all__ = ["KeptAnswers"]
 
 
-class KeptAnswers:
+class KeptAnswers(InFront):
     """A `Client` that looks into a folder before it asks another one; a folder that cannot be used costs time only."""
 
     def __init__(self, client: Client, folder: Path, *, endpoint: str) -> None:
-        self._client = client
+        super().__init__(client)
         self._folder = folder
         self._asked = f"{endpoint}\n{client.name}\n"
         self._given: list[Path] = []
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self._client.name
-
-    @property
-    def native_tools(self) -> bool | None:
-        """What is known of the endpoint's tool calls."""
-        known: bool | None = getattr(self._client, "native_tools", None)
-        return known
 
     def complete(self, request: Request, *, within_s: float | None = None) -> Reply:
         """The kept answer, else a new one, which is kept."""
@@ -55,10 +45,6 @@ class KeptAnswers:
             with suppress(StorageError):
                 fsio.remove_file(path)
         self._given.clear()
-
-    def close(self) -> None:
-        """Close the client behind."""
-        self._client.close()
 
     def _path(self, request: Request) -> Path:
         digest = hashlib.sha256((self._asked + request.model_dump_json()).encode()).hexdigest()

@@ -18,6 +18,7 @@ from typing import Any, get_args
 from planner.errors import FeatureRefused, StorageError
 from planner.fsio import ensure_folder, replace_file
 from planner.llm.base import Client, Reply, Request, Rung
+from planner.llm.in_front import InFront
 from planner.strict_json import JsonRefused, loads
 
 __all__ = ["Ladder"]
@@ -29,7 +30,7 @@ _LARGEST_FILE = 2**20
 _writing = threading.Lock()
 
 
-class Ladder:
+class Ladder(InFront):
     """A `Client` that asks another one for shaped answers in the strictest form it knows.
 
     `Request.rung` is chosen here, whatever the request says. What an endpoint knew is kept in `memory`, a JSON file,
@@ -38,7 +39,7 @@ class Ladder:
     """
 
     def __init__(self, client: Client, *, memory: Path | None, endpoint: str) -> None:
-        self._client = client
+        super().__init__(client)
         self._file = memory
         self._key = f"{endpoint} {client.name}"
         self._lock = threading.Lock()
@@ -48,11 +49,6 @@ class Ladder:
         if time.time() - entry.get("at", 0) < _FRESH_S:
             self._rung = entry.get("rung", self._rung)
             self._tools = entry.get("tools")
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self._client.name
 
     @property
     def native_tools(self) -> bool | None:
@@ -88,10 +84,6 @@ class Ladder:
                 )
             return reply
         raise first
-
-    def close(self) -> None:
-        """Let the client's connections go."""
-        self._client.close()
 
     def _learn(self, *, rung: Rung | None = None, tools: bool | None = None) -> None:
         with self._lock:

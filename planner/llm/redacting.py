@@ -5,28 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planner.llm.base import Client, Reply, Request
+from planner.llm.in_front import InFront
 from planner.llm.redaction import redact
 
 __all__ = ["RedactingClient"]
 
 
-class RedactingClient:
+class RedactingClient(InFront):
     """A `Client` that asks another one and takes all `secrets` out of what comes back."""
 
     def __init__(self, client: Client, secrets: Sequence[str]) -> None:
-        self._client = client
+        super().__init__(client)
         self._secrets = tuple(secrets)
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self._client.name
-
-    @property
-    def native_tools(self) -> bool | None:
-        """What is known of the endpoint's tool calls."""
-        known: bool | None = getattr(self._client, "native_tools", None)
-        return known
 
     def complete(self, request: Request, *, within_s: float | None = None) -> Reply:
         """The other client's answer, redacted."""
@@ -37,10 +27,6 @@ class RedactingClient:
         )
         clean = {"text": self._clean(reply.text), "model": self._clean(reply.model), "tool_calls": calls}
         return reply.model_copy(update=clean)
-
-    def close(self) -> None:
-        """Close the client behind."""
-        self._client.close()
 
     def _clean(self, text: str) -> str:
         return redact(text, self._secrets)

@@ -55,7 +55,7 @@ class DraftTool(AgentTool[A]):
     def parameters(self, bench: Bench) -> dict[str, Any]:
         """With modifications as the wire has them."""
         schema = super().parameters(bench)
-        one = modification_schema(bench.brief.policy)
+        one = modification_schema()
         properties: dict[str, Any] = schema["properties"]
         if single := properties.get("modification"):
             properties["modification"] = one | {"description": f"{single['description']} {one['description']}"}
