@@ -11,6 +11,7 @@ from planner.operations.base import ANYWHERE, Example, Operation, Place, Values
 from planner.operations.directions import Axis
 from planner.operations.limits import array_of
 from planner.operations.numbers import ArrayFile, Number, settled
+from planner.operations.sums import dot
 
 __all__ = ["BakeSteering"]
 
@@ -89,7 +90,7 @@ class BakeSteering(Operation):
                 by_rows = self.axis == "rows"
                 vector = strength * array_of(place, "vector", rows if by_rows else columns)
                 input_ = array_of(place, "input", columns if by_rows else rows)
-                square = np.sum(input_**2)
+                square = dot(input_, input_)
                 if not 0 < square < np.inf:
                     raise ValueError("the input has no length")
                 down, across = (vector, input_ / square) if by_rows else (input_ / square, vector)

@@ -3,7 +3,8 @@
 One index of a matrix that reads or writes the residual stream runs over the stream: the rows of a torch Linear that
 writes ([out, in]), the columns of one that reads, the columns of an embedding [vocabulary, n]; the other way round for
 a Conv1D [in, out]. The vectors that live in the stream are then the matrix's columns (axis "rows") or its rows (axis
-"columns"). Sums are taken in float64 in an order that does not depend on how the rows are cut into blocks.
+"columns"). Sums are taken in float64, in an order that depends neither on how the rows are cut into blocks nor on the
+machine.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from planner.operations.base import Block, Place, Values
 from planner.operations.limits import array_of
+from planner.operations.sums import dot, dots, squares
 
 __all__ = ["Axis", "Components", "Float64", "components", "directions_at", "known_axis", "moved", "orthonormal"]
 
@@ -70,11 +72,11 @@ def orthonormal(directions: Values) -> Float64:
         if not 0 < largest < np.inf:
             raise ValueError(f"direction {index + 1} has no length, or is not finite")
         direction = given / largest  # so that no square overflows or vanishes
-        direction /= np.sqrt(np.sum(direction**2))
+        direction /= np.sqrt(dot(direction, direction))
         for _ in range(2):
             for earlier in found[:index]:
-                direction = direction - np.sum(earlier * direction) * earlier
-        left = np.sqrt(np.sum(direction**2))
+                direction = direction - dot(earlier, direction) * earlier
+        left = np.sqrt(dot(direction, direction))
         if left < _DEPENDENT:
             raise ValueError(f"direction {index + 1} lies in the span of those before it")
         found[index] = direction / left
@@ -89,23 +91,21 @@ def components(blocks: Iterable[Block], directions: Float64, axis: Axis, place: 
 
 def _of_columns(blocks: Iterable[Block], directions: Float64, place: Place) -> Components:
     along = np.zeros((len(directions), place.shape[1]), dtype=np.float64)
-    squares = np.zeros(place.shape[1], dtype=np.float64)
+    lengths = np.zeros(place.shape[1], dtype=np.float64)
     for block in blocks:
         for index, row in enumerate(block.values, start=block.first):
             wide = row.astype(np.float64)
             along += directions[:, index, None] * wide
-            squares += wide**2
-    return Components(along, squares)
+            lengths += wide * wide
+    return Components(along, lengths)
 
 
 def _of_rows(blocks: Iterable[Block], directions: Float64) -> Components:
-    along, squares = [], []
+    along, lengths = [np.empty((0, len(directions)))], [np.empty(0)]
     for block in blocks:
-        for row in block.values:
-            wide = row.astype(np.float64)  # by itself and contiguous: the order of its sum depends on its length alone
-            along.append([np.sum(direction * wide) for direction in directions])
-            squares.append(np.sum(wide**2))
-    return Components(np.array(along, dtype=np.float64).reshape(-1, len(directions)).T, np.array(squares, np.float64))
+        along.append(dots(block.values, directions))
+        lengths.append(squares(block.values))
+    return Components(np.concatenate(along).T, np.concatenate(lengths))
 
 
 def moved(values: Values, directions: Float64, amounts: Float64, axis: Axis, place: Place) -> Float64:

@@ -192,9 +192,13 @@ class Folded:
     def _encoded(self, patterns: Patterns, before: Values, after: Values) -> Patterns:
         if after is before:
             return patterns
-        # Arithmetic may turn one NaN into another; nothing was asked of it, so its bits stay.
-        still_nan = np.isnan(before) & np.isnan(after)
-        return np.where(still_nan, patterns, self.dtype.encode(after))
+        # Arithmetic may turn one NaN into another; nothing was asked of it, so its bits stay. One that is new has the
+        # sign that the processor likes (minus on x86, plus on Arm): it gets one that is the same everywhere.
+        nan = np.isnan(after)
+        if not nan.any():
+            return self.dtype.encode(after)
+        new = self.dtype.encode(np.where(nan, after.dtype.type(np.nan), after))
+        return np.where(np.isnan(before) & nan, patterns, new)
 
     def _place(self, step: Step, first: int = 0, observed: Any = None) -> Place:
         return Place(

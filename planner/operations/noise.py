@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from planner.operations.base import ANYWHERE, Example, Operation, Place, Values
+from planner.operations.gaussian import standard_normal
 from planner.operations.numbers import NotNegative, settled
 
 __all__ = ["Noise"]
@@ -35,8 +36,7 @@ class Noise(Operation):
         """w + std · z, with z drawn from N(0, 1) in float64 and the product rounded to the precision of w.
 
         z depends on the seed, the tensor's name and the element's index in the tensor (row after row), and on nothing
-        else: not on blocks, threads, dtype or selection. Each run of 65,536 elements has a Philox stream of its own.
-        The bits are the same on every machine with the same numpy; numpy may draw others in a later version.
+        else: not on blocks, threads, dtype, selection or machine. Each run of 65,536 elements has a stream of its own.
         """
         std = settled(self.std)
         if not std:
@@ -51,8 +51,6 @@ class Noise(Operation):
         key = int.from_bytes(sha256(f"{self.seed}\0{tensor}".encode(errors="surrogatepass")).digest()[:16], "little")
         drawn = np.empty(count)
         for run in range(first // _RUN, -(-(first + count) // _RUN)):
-            # The upper word of the counter names the run; drawing counts in the lowest and never gets there.
-            generator = np.random.Generator(np.random.Philox(key=key, counter=run << 192))
             start, end = max(first, run * _RUN), min(first + count, (run + 1) * _RUN)
-            drawn[start - first : end - first] = generator.standard_normal(end - run * _RUN)[start - run * _RUN :]
+            drawn[start - first : end - first] = standard_normal(key, run, end - run * _RUN)[start - run * _RUN :]
         return drawn

@@ -10,6 +10,7 @@ import numpy as np
 from planner.operations.base import ANYWHERE, Block, Example, Operation, Place, Values
 from planner.operations.limits import Positive
 from planner.operations.numbers import settled
+from planner.operations.sums import squares
 
 __all__ = ["Normalize"]
 
@@ -43,7 +44,7 @@ class Normalize(Operation):
             return None
         total = 0.0
         for block in blocks:
-            for square in _squares(block.values):
+            for square in squares(block.values):
                 total += float(square)
         return float(np.sqrt(total))
 
@@ -53,13 +54,7 @@ class Normalize(Operation):
         What has no norm stays as it is: zeros, and a row (or a whole) with NaN, an infinity, or squares beyond
         float64.
         """
-        norms = np.sqrt(_squares(values))[:, None] if self.per == "rows" else np.float64(place.observed)
+        norms = np.sqrt(squares(values))[:, None] if self.per == "rows" else np.float64(place.observed)
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             factors = np.where((norms > 0) & (norms < np.inf), settled(self.norm) / norms, 1.0)
             return (values.astype(np.float64) * factors).astype(values.dtype)
-
-
-def _squares(values: Values) -> Values:
-    """[rows], float64: the squared norm of each row, summed in an order that depends on its length alone."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.array([np.sum(row.astype(np.float64) ** 2) for row in values], dtype=np.float64)

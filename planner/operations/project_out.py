@@ -106,5 +106,8 @@ def _factors(found: Components, strength: float) -> Float64:
     """Norm before over norm after, for each vector."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         # Orthonormal directions: of the square of each component, (1 - s)² is left.
-        left = found.squares - (2 - strength) * strength * np.sum(found.along**2, axis=0)
+        gone = np.zeros_like(found.squares)
+        for along in found.along:
+            gone += along * along
+        left = found.squares - (2 - strength) * strength * gone
         return np.where(left > _NOTHING_LEFT * found.squares, np.sqrt(found.squares / left), 1.0)
