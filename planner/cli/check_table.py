@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from planner.cli.console import Screen
     from planner.effects import CheckedModification, CheckedTensor, CheckReport
     from planner.evidence.prediction import PredictedChange, Prediction
-    from planner.plan import Modification, Plan, Policy
+    from planner.plan import Plan, Policy
 
-__all__ = ["describe", "described", "show_report"]
+__all__ = ["limits_in_words", "show_report"]
 
 _RANK = (
     *("effective", "loader_dependent", "unknown", "rescales_logits", "shifts_logits"),
@@ -24,7 +24,6 @@ _IDLE = {"invariant": "INVARIANT", "ignored": "IGNORED", "void": "VOID"}
 _MOST_TENSORS = 6
 _MOST_IDS = 8
 _MOSTLY = 0.5
-_LONGEST_ELEMENTS = 60
 _LAYER = re.compile(r"layer \d+")
 _NUMBER = re.compile(r"(?<=[a-z]\.)\d+(?=\.[a-z])")
 
@@ -48,12 +47,14 @@ def show_report(plan: Plan, report: CheckReport, screen: Screen, *, every: bool 
     for problem in report.problems:
         screen.prose(f"{problem.modification or 'plan'}: [{problem.code}] {problem.message}", indent=0)
         screen.prose(problem.hint, indent=4)
-    screen.prose(f"limits: {_limits(report.policy)}", indent=0)
+    screen.prose(f"limits: {limits_in_words(report.policy)}", indent=0)
     count = len(report.problems)
     screen.show("accepted" if report.accepted else f"refused: {count} problem{'s' if count > 1 else ''}")
 
 
 def _rows(plan: Plan, report: CheckReport, every: bool) -> Iterator[tuple[str, ...]]:
+    from planner.plan.wording import described
+
     modifications = {modification.id: modification for modification in plan.modifications}
     for checked in sorted(report.modifications, key=_weight):
         said = described(modifications[checked.id])
@@ -159,7 +160,8 @@ def _listed(ids: Sequence[str]) -> str:
     return f"{', '.join(ids[: _MOST_IDS - 2])} ... {ids[-1]} ({len(ids)} modifications)"
 
 
-def _limits(policy: Policy) -> str:
+def limits_in_words(policy: Policy) -> str:
+    """Every limit of the policy, as one sentence."""
     from planner.operations import OPERATIONS
 
     operations = "all operations" if set(policy.operations) == set(OPERATIONS) else ", ".join(policy.operations)
@@ -167,42 +169,7 @@ def _limits(policy: Policy) -> str:
     refused = ", ".join(policy.refuse) or "no effect"
     return (
         f"{operations}; {protected}; a tensor changes by at most {policy.largest_relative_change:g} of its norm, all "
-        f"together by {policy.largest_total_change:g}; at most {policy.most_modifications} modifications and "
-        f"{policy.most_tensors:,} tensors; refused: {refused}"
+        f"together by {policy.largest_total_change:g}, all patches together by {policy.cumulative_limit:g}; "
+        f"at most {policy.most_modifications} modifications and {policy.most_tensors:,} tensors; refused: {refused}"
+        + ("; the approval must be signed" if policy.signed_approval else "")
     )
-
-
-def described(modification: Modification) -> str:
-    """What a modification does, and to which elements: scale factor=1.02 of rows 33,37."""
-    elements = modification.target.elements.model_dump(exclude_defaults=True)
-    kind = modification.target.elements.kind
-    said = describe(modification.operation.model_dump())
-    if kind == "all":
-        return said
-    given = [_listing(name, value) for name, value in elements.items() if name != "kind"]
-    return f"{said} of {kind} {', '.join(given)}".replace("  ", " ")
-
-
-def _listing(name: str, value: object) -> str:
-    """One field of a choice of elements; the one that names them needs no name of its own."""
-    items = ",".join(map(str, value)) if isinstance(value, tuple) and name == "ids" else value
-    if isinstance(items, tuple):
-        items = " ".join(repr(str(one)) for one in items)
-    shown = str(items) if len(str(items)) <= _LONGEST_ELEMENTS else str(items)[:_LONGEST_ELEMENTS] + "..."
-    return shown if name in ("indices", "heads", "texts") else f"{name}={shown}"
-
-
-def describe(operation: dict[str, object]) -> str:
-    """An operation in a few words: scale factor=1.02."""
-    given = [f"{name}={_value(value)}" for name, value in operation.items() if name != "kind" and value is not None]
-    return " ".join([str(operation["kind"]), *given])
-
-
-def _value(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, dict) and "ramp" in value:
-        return "->".join(f"{number:.6g}" for number in value["ramp"])
-    if isinstance(value, dict) and "array" in value:
-        return f"{value['file']}:{value['array']}"
-    return str(value)

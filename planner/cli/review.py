@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from planner.cli.check import PlanArgument
-from planner.cli.check_table import described
+from planner.cli.check import LimitsOption, PlanArgument, limits_for
+from planner.cli.check_table import limits_in_words
 from planner.cli.given import ModelOption, at_most
 from planner.cli.propose import agreed_by
 from planner.errors import AnswerNeeded, StalePlan, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from planner.cli.console import Screen
     from planner.effects import CheckedModification, CheckReport
-    from planner.plan import Modification, Plan
+    from planner.plan import Modification, Plan, Policy
 
 _MOST_TENSORS = 12
 
@@ -36,14 +36,25 @@ def command(
     ] = None,
     why: Annotated[str, typer.Option(callback=at_most(2048), help="Why; kept with the decision.")] = "",
     reviewer: Annotated[str | None, typer.Option(callback=at_most(200), help="Who decides; default: you.")] = None,
+    policy: LimitsOption = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEY", help="Sign the approval: with an OpenSSH key, or a file of 32 or more secret bytes."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="PLAN", help="Write here instead of over the plan.")] = None,
 ) -> None:
-    """Record decisions on a plan; without flags, ask about one modification at a time."""
+    """Record decisions on a plan; without flags, ask about one modification at a time.
+
+    Decisions are bound to the plan, the checkpoint and the policy as they are now; apply refuses anything else.
+    PLANNER_POLICY names the policy file of whoever runs this, where --policy does not.
+    """
     from planner import fsio
     from planner.cli.console import Screen
     from planner.cli.given import checkpoint_at, invoking_user, plan_at, profiled
     from planner.effects import check
-    from planner.plan import Policy, decide, undecided, write_plan
+    from planner.plan import decide, policy_digest, reopened, sign_approval, undecided, write_plan
     from planner.profile import histograms_of
 
     screen = Screen()
@@ -55,54 +66,78 @@ def command(
             f"the plan was made for {read.checkpoint.fingerprint[:19]}; {model} is {profile.fingerprint[:19]}",
             hint="propose a plan for this checkpoint",
         )
-    name = reviewer or invoking_user()
-    approved, rejected = _decisions(read, approve, reject, more or [])
+    name, limits, was_signed = reviewer or invoking_user(), limits_for(read, policy), read.approval is not None
+    approved, rejected = _decisions(read, limits, approve, reject, more or [])
     _present_analyst(read, screen)
+    screen.say(f"limits, policy {policy_digest(limits)[:19]}: {limits_in_words(limits)}")
     if not approve and not reject:
-        report = check(read, checkpoint, profile, Policy(), folder=plan.parent, histograms=histograms_of(profile))
-        for decided in _asked(read, report, name, screen):
+        report = check(read, checkpoint, profile, limits, folder=plan.parent, histograms=histograms_of(profile))
+        for decided in _asked(read, report, limits, name, screen):
             read = decided
             fsio.replace_file(out or plan, write_plan(read))  # each decision, so that Ctrl-C loses none
     else:
-        read = decide(read, approved, "approved", reviewer=name, comment=why)
-        read = decide(read, rejected, "rejected", reviewer=name, comment=why)
+        read = decide(read, approved, "approved", reviewer=name, comment=why, policy=limits)
+        read = decide(read, rejected, "rejected", reviewer=name, comment=why, policy=limits)
         fsio.replace_file(out or plan, write_plan(read))
+    reasons = reopened(read, limits)
     for modification in read.modifications:
-        decision = read.review.get(modification.id)
-        said = f"{decision.decision} by {decision.reviewer}" if decision else "undecided"
-        comment = f": {decision.comment}" if decision and decision.comment else ""
-        screen.show(f"{modification.id}  {said}{comment}")
+        screen.show(_standing(modification.id, read, reasons))
+    if sign:
+        read = sign_approval(read, sign, limits)
+        fsio.replace_file(out or plan, write_plan(read))
+        screen.say(f"signed with {read.approval.signer if read.approval else sign}")
+    elif was_signed and read.approval is None:
+        screen.say("the approval was signed before this decision; the signature is dropped: sign again with --sign KEY")
     screen.say(f"wrote {out or plan}")
-    if not undecided(read) and any(d.decision == "approved" for d in read.review.values()):
+    if not undecided(read, limits) and any(d.decision == "approved" for d in read.review.values()):
         screen.say(f"next: planner apply {out or plan} --model {model} --out DIR")
 
 
+def _standing(name: str, plan: Plan, reasons: Mapping[str, str]) -> str:
+    """Where the review of one modification stands."""
+    decision = plan.review.get(name)
+    if decision is None:
+        return f"{name}  undecided"
+    said = f"{decision.decision} by {decision.reviewer}"
+    if name in reasons:
+        return f"{name}  undecided: {said} before, but {reasons[name]}"
+    return f"{name}  {said}" + (f": {decision.comment}" if decision.comment else "")
+
+
 def _decisions(
-    plan: Plan, approve: list[str] | None, reject: list[str] | None, more: list[str]
+    plan: Plan, limits: Policy, approve: list[str] | None, reject: list[str] | None, more: list[str]
 ) -> tuple[list[str], list[str]]:
     if more and bool(approve) == bool(reject):
         raise UsageError(f"what about {' '.join(more)}?", hint="name ids after --approve or --reject; commas work too")
-    approved, rejected = _ids(plan, approve, more), _ids(plan, reject, more)
+    approved = _ids(plan, limits, approve, more, overturning=False)
+    rejected = _ids(plan, limits, reject, more, overturning=True)
     if both := set(approved) & set(rejected):
         raise UsageError(f"approved and rejected at once: {', '.join(sorted(both))}", hint="decide for one")
     return approved, rejected
 
 
-def _ids(plan: Plan, given: list[str] | None, more: Sequence[str]) -> list[str]:
+def _ids(plan: Plan, limits: Policy, given: list[str] | None, more: Sequence[str], *, overturning: bool) -> list[str]:
     from planner.plan import undecided
 
     if not given:
         return []
     ids = [name for text in (*given, *more) for name in text.split(",") if name]
-    # `all` is everything still open: a decision that somebody took is overturned only by naming it.
-    return [modification.id for modification in undecided(plan)] if ids == ["all"] else ids
+    if ids != ["all"]:
+        return ids
+    # `all` is everything still open: a decision that somebody took is overturned only by naming it. That holds for a
+    # rejection even where the plan was edited since, and it counts no more.
+    return [
+        modification.id
+        for modification in undecided(plan, limits)
+        if overturning or modification.id not in plan.review or plan.review[modification.id].decision == "approved"
+    ]
 
 
-def _asked(plan: Plan, report: CheckReport, reviewer: str, screen: Screen) -> Iterator[Plan]:
+def _asked(plan: Plan, report: CheckReport, limits: Policy, reviewer: str, screen: Screen) -> Iterator[Plan]:
     """Ask about each undecided modification; gives the plan after each decision."""
     from planner.plan import decide, undecided
 
-    waiting = undecided(plan)
+    waiting = undecided(plan, limits)
     if waiting and not sys.stdin.isatty():
         raise AnswerNeeded(
             f"{len(waiting)} of {len(plan.modifications)} modifications undecided, and nobody is there to ask",
@@ -123,7 +158,7 @@ def _asked(plan: Plan, report: CheckReport, reviewer: str, screen: Screen) -> It
         if answer != "s":
             decision: Literal["approved", "rejected"] = "approved" if answer == "a" else "rejected"
             comment = typer.prompt("why (may be empty)", default="", show_default=False, err=True)[:2048]
-            plan = decide(plan, [modification.id], decision, reviewer=reviewer, comment=comment)
+            plan = decide(plan, [modification.id], decision, reviewer=reviewer, comment=comment, policy=limits)
             yield plan
 
 
@@ -139,6 +174,8 @@ def _present_analyst(plan: Plan, screen: Screen) -> None:
 
 
 def _present(modification: Modification, report: CheckReport, screen: Screen, by: str) -> None:
+    from planner.plan.wording import described
+
     screen.show()
     screen.show(f"{modification.id}  {described(modification)}")
     screen.prose(f"says {by} (confidence {modification.confidence:g}): {modification.reasoning}", indent=2)

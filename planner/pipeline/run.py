@@ -17,19 +17,20 @@ from planner.analysts import Brief, Study, propose_to, record_evaluation, track_
 from planner.architecture import map_of
 from planner.checkpoint import Checkpoint, locate, open_checkpoint
 from planner.effects import CheckReport, Known, check, fitted_to, known_evidence
-from planner.errors import GateRefused, PipelineInvalid, PlanNotApproved, StalePlan, StorageError
+from planner.errors import GateRefused, Locked, PipelineInvalid, PlanNotApproved, StalePlan, StorageError
 from planner.evaluation import Evaluation, Side, Wanted, evaluate, load_suite, with_foretold
 from planner.evidence import write_evidence
 from planner.inference import require_torch
 from planner.inputs import read_text
 from planner.pipeline.definition import Pipeline, ReviewRule, Started
 from planner.pipeline.outcome import Outcome
-from planner.plan import Plan, Policy, decide, read_plan, read_policy, write_plan
+from planner.plan import OPERATORS_POLICY, Plan, Policy, decide, read_plan, read_policy, write_plan
 from planner.probes import ProbeRequest, probe
 from planner.profile import Profile, histograms_of, profile_of
 from planner.profile.store import cache_folder
 from planner.records import Record
 from planner.transaction import RECEIPT, Receipt, apply_plan, patch_folder, revert
+from planner.transaction.evaluated import record_evaluation as record_in_ledger
 
 __all__ = ["FILES", "Watcher", "run"]
 
@@ -127,7 +128,7 @@ class _Run:
         self._model = locate(str(nearby) if nearby.exists() else pipeline.model)
         self._checkpoint: Checkpoint = open_checkpoint(self._model)
         self._suite = load_suite(origin / pipeline.suite)  # before any work: a typing error must not cost an hour
-        self._policy = read_policy(read_text(origin / pipeline.policy)) if pipeline.policy else Policy()
+        self._policy = _policy_of(pipeline, origin, environment)
         self._candidate = folder / CANDIDATE
         tuning = pipeline.tune.suite
         self._tuning = load_suite(origin / tuning) if tuning and pipeline.probe else None
@@ -249,7 +250,7 @@ class _Run:
     def review(self, plan: Plan, report: CheckReport) -> Plan:
         path = self._folder / "reviewed.json"
         if not path.is_file():
-            fsio.replace_file(path, write_plan(_reviewed(plan, report, self._pipeline.review)))
+            fsio.replace_file(path, write_plan(_reviewed(plan, report, self._pipeline.review, self._policy)))
             self._watcher.say(f"wrote {path}: reviewed by {self._pipeline.review}")
         reviewed = read_plan(read_text(path))
         count = sum(decision.decision == "approved" for decision in reviewed.review.values())
@@ -301,7 +302,9 @@ class _Run:
             return with_foretold(found, self._suite, self._checkpoint, wanted, known)
 
         found = self._step("evaluation.json", evaluated, Evaluation.model_validate_json)
-        with suppress(StorageError):  # a note for later, never a reason to stop
+        with suppress(StorageError, Locked):  # notes for later, never a reason to stop
+            record_in_ledger(self._candidate, found, by="pipeline")
+        with suppress(StorageError):
             record_evaluation(reviewed, found, track_folder(self._environment))
         return found
 
@@ -340,7 +343,20 @@ class _Run:
         return read(read_text(path))
 
 
-def _reviewed(plan: Plan, report: CheckReport, rule: ReviewRule) -> Plan:
+def _policy_of(pipeline: Pipeline, origin: Path, environment: Mapping[str, str]) -> Policy:
+    """The policy that the pipeline names, else that of whoever runs it, else the default one."""
+    operators = environment.get(OPERATORS_POLICY)
+    path = origin / pipeline.policy if pipeline.policy else Path(operators) if operators else None
+    policy = read_policy(read_text(path)) if path else Policy()
+    if policy.signed_approval:
+        raise PipelineInvalid(
+            f"the policy {path} asks for a signed approval, which no rule can give",
+            hint="propose, review with --sign KEY, and apply by hand; or name another policy in the pipeline",
+        )
+    return policy
+
+
+def _reviewed(plan: Plan, report: CheckReport, rule: ReviewRule, policy: Policy) -> Plan:
     changes = {
         checked.id: max(
             (math.inf if t.relative_change is None else t.relative_change for t in checked.tensors), default=0
@@ -361,5 +377,5 @@ def _reviewed(plan: Plan, report: CheckReport, rule: ReviewRule) -> Plan:
         why += "" if grounded else ", UNGROUNDED: it cites no measured fact"
         passes = sure and small and not idle and grounded
         decision: Literal["approved", "rejected"] = "approved" if passes else "rejected"
-        plan = decide(plan, [modification.id], decision, reviewer=str(rule), comment=why)
+        plan = decide(plan, [modification.id], decision, reviewer=str(rule), comment=why, policy=policy, how="rule")
     return plan

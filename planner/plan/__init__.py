@@ -1,7 +1,12 @@
-"""Plans as data: what they hold, how they are read and reviewed. Nothing here touches a file."""
+"""Plans as data: what they hold, how they are read, reviewed and approved.
+
+Nothing here touches a file but the key that an approval is signed with.
+"""
 
 from __future__ import annotations
 
+from planner.plan.approval import approval_statement, approved, sign_approval, verify_approval
+from planner.plan.digests import modification_digest, plan_digest, policy_digest
 from planner.plan.elements import (
     ELEMENTS,
     AllElements,
@@ -16,10 +21,10 @@ from planner.plan.elements import (
 )
 from planner.plan.importing import ImportedList, QuantileOf, new_plan, read_patch_list
 from planner.plan.nearest import nearest
-from planner.plan.policy import Effect, Policy, policy_as_toml, read_policy
+from planner.plan.policy import OPERATORS_POLICY, Effect, Policy, policy_as_toml, read_policy
 from planner.plan.problems import Problem, field_path
 from planner.plan.reading import problems_of, read_plan, write_plan
-from planner.plan.review import approved, decide, modification_digest, undecided
+from planner.plan.review import decide, limits_of, reopened, require_decided, undecided
 from planner.plan.target import Target, TargetUnmatched, resolve
 from planner.plan.types import (
     PLAN_SCHEMA,
@@ -36,6 +41,7 @@ from planner.plan.types import (
 
 __all__ = [
     "ELEMENTS",
+    "OPERATORS_POLICY",
     "PLAN_SCHEMA",
     "Agreement",
     "AllElements",
@@ -62,18 +68,26 @@ __all__ = [
     "TokenElements",
     "Usage",
     "ValueRange",
+    "approval_statement",
     "approved",
     "decide",
     "field_path",
+    "limits_of",
     "modification_digest",
     "nearest",
     "new_plan",
+    "plan_digest",
     "policy_as_toml",
+    "policy_digest",
     "problems_of",
     "read_patch_list",
     "read_plan",
     "read_policy",
+    "reopened",
+    "require_decided",
     "resolve",
+    "sign_approval",
     "undecided",
+    "verify_approval",
     "write_plan",
 ]

@@ -14,7 +14,11 @@ from planner.operations import OPERATIONS
 from planner.plan.problems import field_path
 from planner.records import Record
 
-__all__ = ["Effect", "Policy", "policy_as_toml", "read_policy"]
+__all__ = ["OPERATORS_POLICY", "Effect", "Policy", "policy_as_toml", "read_policy"]
+
+OPERATORS_POLICY = "PLANNER_POLICY"
+"""Environment variable that names a policy file: the limits of whoever runs the planner, where a command names none.
+It stands above the policy that a plan records, which the author of the plan may have chosen."""
 
 Effect = Literal[
     "void",
@@ -40,6 +44,9 @@ class Policy(Record):
     """Largest ‖ΔW‖F/‖W‖F of any tensor, all its modifications together. 1.0 still allows setting it to zero."""
     largest_total_change: Annotated[float, Field(gt=0)] = 1.0
     """Largest ‖ΔW‖/‖W‖ over all tensors of the checkpoint together, as if they were one long vector."""
+    largest_cumulative_change: Annotated[float, Field(gt=0)] | None = None
+    """Largest ‖W - W₀‖F/‖W₀‖F of any tensor against the original, all patches in force together; null: as much as
+    `largest_relative_change` allows one patch."""
     most_modifications: Annotated[int, Field(gt=0)] = 100
     """How many modifications a plan may hold."""
     most_tensors: Annotated[int, Field(gt=0)] = 2000
@@ -48,6 +55,11 @@ class Policy(Record):
     """Effects that no modification may have: void changes no stored bit; ignored and invariant are worth adding."""
     allow_void: bool = False
     """Whether modifications that change no stored bit are accepted after all, as `--allow-void` does."""
+    signed_approval: bool = False
+    """Whether a plan is applied only if its approval is signed, by one of the signers below."""
+    allowed_signers: tuple[str, ...] = ()
+    """Who may sign: lines of an OpenSSH allowed_signers file, and ids of shared keys (`hmac-sha256:...`). Where it
+    names nobody, only the holder of a shared key can."""
 
     @field_validator("operations")
     @classmethod
@@ -56,11 +68,26 @@ class Policy(Record):
             raise ValueError(f"no such operation: {', '.join(unknown)}; there are {', '.join(OPERATIONS)}")
         return kinds
 
+    @field_validator("allowed_signers")
+    @classmethod
+    def _a_line_a_signer(cls, lines: tuple[str, ...]) -> tuple[str, ...]:
+        if unfit := [line for line in lines if not line.strip() or not line.replace("\t", " ").isprintable()]:
+            raise ValueError(f"{unfit[0]!r} is not one line of an allowed_signers file")
+        return lines
+
     @model_validator(mode="after")
     def _says_one_thing_of_void(self) -> Self:
-        if self.allow_void and "void" in self.refuse and "refuse" in self.model_fields_set:
-            raise ValueError("`refuse` holds void and `allow_void` is true; say one of the two")
+        if self.allow_void and "void" in self.refuse:
+            if "refuse" in self.model_fields_set:
+                raise ValueError("`refuse` holds void and `allow_void` is true; say one of the two")
+            # Written to a file with its defaults filled in, the policy would say both, and could not be read again.
+            object.__setattr__(self, "refuse", tuple(effect for effect in self.refuse if effect != "void"))
         return self
+
+    @property
+    def cumulative_limit(self) -> float:
+        """Largest ‖W - W₀‖F/‖W₀‖F of any tensor against the original that is allowed."""
+        return self.largest_cumulative_change or self.largest_relative_change
 
     def protects(self, tensor: str) -> bool:
         """Whether the tensor of that name may not be touched."""
@@ -83,10 +110,8 @@ def read_policy(text: str) -> Policy:
 
 
 def policy_as_toml(policy: Policy) -> str:
-    """Every field with its value, defaults included: a policy file that means this policy, a line a field."""
-    values = {name: getattr(policy, name) for name in Policy.model_fields}
-    if policy.allow_void:  # one of the two says it; `read_policy` refuses a file in which they disagree
-        values["refuse"] = tuple(effect for effect in policy.refuse if effect != "void")
+    """Every field that has a value, defaults included: a policy file that means this policy, a line a field."""
+    values = {name: value for name in Policy.model_fields if (value := getattr(policy, name)) is not None}
     return "".join(f"{name} = {_toml(value)}\n" for name, value in values.items())
 
 

@@ -8,8 +8,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from planner.operations import AnyOperation
+from planner.plan.policy import Policy
 from planner.plan.target import Target
 from planner.records import Record
+from planner.signing import Signature
 
 __all__ = [
     "PLAN_SCHEMA",
@@ -25,6 +27,7 @@ __all__ = [
 ]
 
 PLAN_SCHEMA = "planner/plan@1"
+Digest = Annotated[str, Field(pattern=r"^blake3:[0-9a-f]{64}$")]
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -139,8 +142,19 @@ class Decision(Record):
     """When, UTC."""
     comment: str = Field(default="", max_length=2048)
     """Why."""
-    digest: str | None = None
-    """Digest of the modification as it was reviewed: one that is edited afterwards is no longer approved."""
+    digest: Digest | None = None
+    """Digest of the modification as it was reviewed."""
+    plan: Digest | None = None
+    """Digest of the whole plan as it was reviewed: everything in it but policy, decisions and signature."""
+    fingerprint: Digest | None = None
+    """The checkpoint that the plan was for."""
+    policy: Digest | None = None
+    """Digest of the policy that was in force."""
+    how: Literal["review", "yes", "rule"] = "review"
+    """By a person who was shown it, by `apply --yes`, or by the stated rule of an unattended run."""
+    seal: Digest | None = None
+    """Digest of all of the above and of the id of the modification. A decision that lacks it, or does not fit it, was
+    written or edited by hand, and approves nothing."""
 
 
 class Plan(Record):
@@ -170,8 +184,13 @@ class Plan(Record):
     """For a plan merged from several: who proposed each modification."""
     disagreements: tuple[str, ...] = ()
     """For a merged plan: what its analysts could not agree on, a sentence each."""
+    policy: Policy | None = None
+    """The limits that it was reviewed under, or is to be; null where nobody gave any yet."""
     review: dict[str, Decision] = {}
     """Decisions by the id of the modification."""
+    approval: Signature | None = None
+    """Signature over the plan's digest, the fingerprint, the policy's digest and every decision; null where nobody
+    signed. The next decision takes it away."""
 
     @field_validator("modifications")
     @classmethod

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from importlib import import_module
-from types import SimpleNamespace
 
 import pytest
 from chat_server import Answer, ChatServer
@@ -15,6 +14,7 @@ from planner.effects import CheckReport
 from planner.evaluation import Evaluation
 from planner.pipeline import FILES as ALL_FILES
 from planner.pipeline import Outcome
+from planner.pipeline.definition import Started
 from planner.plan import read_plan
 from planner.profile import Profile
 from planner.transaction import Receipt, verify
@@ -63,6 +63,7 @@ def test_kept(run, pipeline, tmp_path, tiny_model):
     assert {decision.reviewer for decision in reviewed.review.values()} == {
         "rule: confidence >= 0 and cites a measured fact"
     }
+    assert {decision.how for decision in reviewed.review.values()} == {"rule"}
     receipt = Receipt.model_validate_json((folder / "receipt.json").read_text())
     assert receipt.fingerprint_after == found.candidate_fingerprint
     assert Evaluation.model_validate_json((folder / "evaluation.json").read_text()).accepted
@@ -90,6 +91,22 @@ def test_nothing_proposed(run, pipeline, tmp_path):
     assert found.decision == "nothing proposed"
     assert found.candidate is None
     assert found.files == ("started.json", "profile.json", "plan.json")
+
+
+def test_the_policy_of_whoever_runs_it_holds_where_the_pipeline_names_none(run, pipeline, tmp_path, monkeypatch):
+    (tmp_path / "operators.toml").write_text('protected = ["*"]\n')
+    monkeypatch.setenv("PLANNER_POLICY", str(tmp_path / "operators.toml"))
+    assert run(pipeline()).status == 0
+    assert outcome_of(tmp_path / "run").decision == "nothing proposed"
+    assert Started.model_validate_json((tmp_path / "run" / "started.json").read_text()).policy.protected == ("*",)
+
+
+def test_a_run_under_a_policy_that_allows_void_goes_on_where_it_was(run, pipeline, tmp_path):
+    (tmp_path / "policy.toml").write_text('allow_void = true\nprotected = ["*"]\n')
+    path = pipeline(more='policy = "policy.toml"\n')
+    assert run(path).status == 0
+    (tmp_path / "run" / "outcome.json").unlink()
+    assert run(path).status == 0, "what was written with every default filled in is the same policy"
 
 
 def test_nothing_approved(run, pipeline, tmp_path):
@@ -274,7 +291,7 @@ def test_a_model_that_changed_in_between_is_status_4(run, pipeline, tmp_path, ti
 def test_a_run_that_finds_its_disk_full_is_status_7_and_goes_on_later(run, pipeline, tmp_path, monkeypatch):
     path = pipeline()
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1))
+        patch.setattr("planner.fsio.room.free_bytes", lambda _: 1)
         result = run(path)
     assert result.status == 7
     assert "error[no-space]" in result.err

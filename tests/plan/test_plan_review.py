@@ -92,10 +92,13 @@ def test_an_edit_of_anything_that_was_read_takes_the_approval_away(plan: Plan, f
     document = decided.model_dump(mode="json")
     document["modifications"][1] |= fields
     edited = Plan.model_validate(document)
-    assert [modification.id for modification in undecided(edited)] == ["b"]
-    with pytest.raises(PlanNotApproved, match="edited after the review: b"):
+    with pytest.raises(PlanNotApproved, match=r"edited after the review: b$"):
         approved(edited)
-    again = decide(edited, ["b"], "approved", reviewer="Ada")
+    assert [modification.id for modification in undecided(edited)] == ["a", "b", "c"], "a plan acts as a whole"
+    half = decide(edited, ["b"], "approved", reviewer="Ada")
+    with pytest.raises(PlanNotApproved, match=r"the plan was edited after the review of a, c$"):
+        approved(half)
+    again = decide(half, ["a", "c"], "approved", reviewer="Ada")
     assert [modification.id for modification in approved(again)] == ["a", "b", "c"]
 
 
@@ -104,12 +107,17 @@ def test_the_approval_survives_the_file(plan: Plan) -> None:
     assert len(approved(read_plan(write_plan(decided).decode()))) == 3
 
 
-def test_a_decision_written_by_hand_needs_no_digest(plan: Plan) -> None:
+def test_a_decision_written_by_hand_approves_nothing(plan: Plan) -> None:
     document = plan.model_dump(mode="json")
     document["review"] = {
         name: {"decision": "approved", "reviewer": "Ada", "at": "2026-01-01T00:00:00Z"} for name in ("a", "b", "c")
     }
-    assert len(approved(Plan.model_validate(document))) == 3
+    written = Plan.model_validate(document)
+    with pytest.raises(PlanNotApproved, match="the decision on a, b, c has no seal") as caught:
+        approved(written)
+    assert "planner review" in caught.value.hint
+    assert len(undecided(written)) == 3
+    assert len(approved(decide(written, ["a", "b", "c"], "approved", reviewer="Ada"))) == 3
 
 
 def test_without_decisions_or_with_rejections_only_nothing_is_approved(plan: Plan) -> None:
