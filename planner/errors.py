@@ -12,11 +12,14 @@
     │   ├── TranscriptUnusable           a transcript that is none, or of other questions
     │   ├── PolicyInvalid                a policy file that makes no sense
     │   ├── PipelineInvalid              a pipeline file that makes no sense
+    │   ├── SigningKeyUnusable           a key to sign or verify with that cannot be used
     │   └── NothingToRevert              the ledger holds no such patch
     ├── PlanRefused                  3   the plan is refused; carries every problem found
     │   ├── PlanInvalid                  not a plan, or not one this version can read
     │   │   └── PlanTooNew               written by a newer planner
-    │   ├── PlanNotApproved              a modification that no reviewer approved
+    │   ├── PatchUnusable                a portable patch that is none, or is damaged
+    │   ├── PlanNotApproved              a modification that no reviewer approved, or not as it is now
+    │   ├── SignatureRefused             a signature that is missing, wrong, or of somebody who may not sign
     │   ├── ArrayUnusable                a file of arrays that the plan names cannot be used
     │   ├── AdapterUnusable              a LoRA adapter that the plan names cannot be used faithfully
     │   └── VoidModification             a modification that would change no stored bit
@@ -35,6 +38,9 @@
     │   ├── NoSpace                      it is full
     │   ├── ReadOnly                     it may not be written
     │   ├── UnsafeInPlace                links or a hub cache: editing here would change other copies
+    │   ├── FileInUse                    another process has a file open that would change under it
+    │   ├── ResultDiffers                the result is not that of the receipt it was to be
+    │   ├── RecoveryBlocked              an interrupted change in place cannot be finished or taken back now
     │   └── LedgerDamaged                the weights or the ledger are not what the ledger says
     ├── Locked                       8   another process is changing this checkpoint
     ├── CheckpointError              9   malformed or unsupported
@@ -53,18 +59,20 @@ The number is the exit status; a branch shares that of its root. This module imp
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 # fmt: off
 __all__ = [
     "AdapterUnusable", "AnalystFailed", "AnswerNeeded", "AnswerUnusable", "ArrayUnusable", "CheckpointError",
-    "ConfigMalformed", "EndpointRefused", "EndpointUnreachable", "EvidenceUnusable", "ExtraMissing",
-    "FeatureRefused", "FileUnreadable", "GateRefused", "HeaderMalformed", "Interrupted", "KeyMissing",
-    "LedgerDamaged", "LimitReached", "Locked", "NetworkForbidden", "NoSpace", "NoValidPlan", "NotACheckpoint",
-    "NothingToRevert", "OutputExists", "PickleOnly", "PipelineInvalid", "PlanInvalid", "PlanNotApproved",
-    "PlanRefused", "PlanTooNew", "PlannerError", "PolicyInvalid", "ReadOnly", "ShardMissing", "ShardTruncated",
-    "ShardsAmbiguous", "StalePlan", "StorageError", "SuiteInvalid", "TextInvalid", "TranscriptUnusable",
-    "UnknownDtype", "UnsafeInPlace", "UsageError", "VoidModification",
+    "ConfigMalformed", "EndpointRefused", "EndpointUnreachable", "EvidenceUnusable", "ExtraMissing", "FeatureRefused",
+    "FileInUse", "FileUnreadable", "GateRefused", "HeaderMalformed", "Interrupted", "KeyMissing", "LedgerDamaged",
+    "LimitReached", "Locked", "NetworkForbidden", "NoSpace", "NoValidPlan", "NotACheckpoint", "NothingToRevert",
+    "OutputExists", "PatchUnusable", "PickleOnly", "PipelineInvalid", "PlanInvalid", "PlanNotApproved", "PlanRefused",
+    "PlanTooNew", "PlannerError", "PolicyInvalid", "ReadOnly", "RecoveryBlocked", "ResultDiffers", "ShardMissing",
+    "ShardTruncated", "ShardsAmbiguous", "SignatureRefused", "SigningKeyUnusable", "StalePlan", "StorageError",
+    "SuiteInvalid", "TextInvalid", "TranscriptUnusable", "UnknownDtype", "UnsafeInPlace", "UsageError",
+    "VoidModification",
 ]
 # fmt: on
 
@@ -80,6 +88,11 @@ class PlannerError(Exception):
         self.message = message
         self.hint = hint
 
+    def __init_subclass__(cls) -> None:
+        """The code is the name of the class in lower case, with hyphens, unless it has one of its own."""
+        super().__init_subclass__()
+        cls.code = cls.__dict__.get("code", re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower())
+
 
 class UsageError(PlannerError):
     """The command, an option or a small input file is wrong."""
@@ -91,73 +104,54 @@ class UsageError(PlannerError):
 class OutputExists(UsageError):
     """The output exists and is not empty; stale shards beside new ones make two loaders read different weights."""
 
-    code = "output-exists"
-
 
 class ExtraMissing(UsageError):
     """The command needs an optional extra that is not installed."""
-
-    code = "extra-missing"
 
 
 class AnswerNeeded(UsageError):
     """A question would be asked, but there is no terminal to ask it on."""
 
-    code = "answer-needed"
-
 
 class FileUnreadable(UsageError):
     """A file that the user named is missing, unreadable or not text."""
-
-    code = "file-unreadable"
 
 
 class TextInvalid(UsageError):
     """A file of documents that is not one."""
 
-    code = "text-invalid"
-
 
 class SuiteInvalid(UsageError):
     """The evaluation suite makes no sense."""
-
-    code = "suite-invalid"
 
 
 class EvidenceUnusable(UsageError):
     """A file of evidence that cannot be read, lacks its arrays, or was measured on another checkpoint."""
 
-    code = "evidence-unusable"
-
 
 class TranscriptUnusable(UsageError):
     """A file that is no transcript of a conversation with a model, or of a conversation about something else."""
-
-    code = "transcript-unusable"
 
 
 class PolicyInvalid(UsageError):
     """The policy file makes no sense."""
 
-    code = "policy-invalid"
-
 
 class PipelineInvalid(UsageError):
     """The pipeline file makes no sense."""
 
-    code = "pipeline-invalid"
+
+class SigningKeyUnusable(UsageError):
+    """A key to sign or to verify with is missing, too short, readable by everybody, or refused by ssh-keygen."""
 
 
 class NothingToRevert(UsageError):
     """The ledger holds no patch to take back, or not the one asked for."""
 
-    code = "nothing-to-revert"
-
 
 class PlanRefused(PlannerError):
     """The plan is refused. `problems` holds every reason, one line each."""
 
-    code = "plan-refused"
     exit_status = 3
 
     def __init__(self, message: str, *, hint: str, problems: tuple[str, ...] = ()) -> None:
@@ -168,82 +162,67 @@ class PlanRefused(PlannerError):
 class PlanInvalid(PlanRefused):
     """The text is not a plan."""
 
-    code = "plan-invalid"
-
 
 class PlanTooNew(PlanInvalid):
     """The plan was written by a planner with a newer plan format."""
 
-    code = "plan-too-new"
+
+class PatchUnusable(PlanRefused):
+    """A file that is no portable patch, or a damaged one."""
 
 
 class PlanNotApproved(PlanRefused):
-    """Nothing in the plan is approved, or something in it is still undecided."""
+    """Nothing in the plan is approved, something is undecided, or what was approved is not what is there now."""
 
-    code = "plan-not-approved"
+
+class SignatureRefused(PlanRefused):
+    """A signature is missing where one is required, is not of this text, or is of somebody who may not sign."""
 
 
 class ArrayUnusable(PlanRefused):
     """An array that the plan names is missing, malformed, changed, not finite, or outside the plan's folder."""
 
-    code = "array-unusable"
-
 
 class AdapterUnusable(PlanRefused):
     """A LoRA adapter is missing or malformed, does not fit the model, or asks for what a sum of weights cannot do."""
-
-    code = "adapter-unusable"
 
 
 class VoidModification(PlanRefused):
     """A modification would change no stored bit: the silent no-op."""
 
-    code = "void-modification"
-
 
 class StalePlan(PlannerError):
     """The checkpoint's fingerprint is not the one the plan was made for."""
 
-    code = "stale-plan"
     exit_status = 4
 
 
 class GateRefused(PlannerError):
     """A gate of the suite refused the candidate."""
 
-    code = "gate-refused"
     exit_status = 5
 
 
 class AnalystFailed(PlannerError):
     """The analyst could not give a plan."""
 
-    code = "analyst-failed"
     exit_status = 6
 
 
 class KeyMissing(AnalystFailed):
     """No API key in the environment."""
 
-    code = "key-missing"
-
 
 class EndpointUnreachable(AnalystFailed):
     """The endpoint could not be reached, or did not answer within the time limit."""
-
-    code = "endpoint-unreachable"
 
 
 class EndpointRefused(AnalystFailed):
     """The endpoint answered with an error, or with something that is no chat completion."""
 
-    code = "endpoint-refused"
-
 
 class FeatureRefused(EndpointRefused):
     """The endpoint does not know what the request relies on. `feature` is tools, json_schema, json_object or tool."""
-
-    code = "feature-refused"
 
     def __init__(self, message: str, *, hint: str, feature: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -253,13 +232,9 @@ class FeatureRefused(EndpointRefused):
 class AnswerUnusable(AnalystFailed):
     """The endpoint answered, but without usable text: empty, cut short, filtered or refused."""
 
-    code = "answer-unusable"
-
 
 class NoValidPlan(AnalystFailed):
     """Every answer had problems. `problems` are those of the last one."""
-
-    code = "no-valid-plan"
 
     def __init__(self, message: str, *, hint: str, problems: tuple[str, ...] = ()) -> None:
         super().__init__(message, hint=hint)
@@ -269,13 +244,9 @@ class NoValidPlan(AnalystFailed):
 class LimitReached(AnalystFailed):
     """The tokens, the cost, the time or the steps that the user allowed were used up before there was a plan."""
 
-    code = "limit-reached"
-
 
 class NetworkForbidden(AnalystFailed):
     """PLANNER_OFFLINE is set and the endpoint is not on this machine."""
-
-    code = "network-forbidden"
 
 
 class StorageError(PlannerError):
@@ -288,31 +259,34 @@ class StorageError(PlannerError):
 class NoSpace(StorageError):
     """The file system is full, or too small for what is about to be written."""
 
-    code = "no-space"
-
 
 class ReadOnly(StorageError):
     """The place may not be written."""
-
-    code = "read-only"
 
 
 class UnsafeInPlace(StorageError):
     """An in-place edit would reach other copies (links, a hub cache) or cannot be made atomic here."""
 
-    code = "unsafe-in-place"
+
+class FileInUse(StorageError):
+    """Another process has a file open or mapped whose bytes would change under it."""
+
+
+class ResultDiffers(StorageError):
+    """The result of a plan has not the digests that a receipt of it from elsewhere has."""
+
+
+class RecoveryBlocked(StorageError):
+    """A change in place was interrupted, and can neither be finished nor taken back as things are; nothing is lost."""
 
 
 class LedgerDamaged(StorageError):
     """Files on disk are not what the ledger recorded."""
 
-    code = "ledger-damaged"
-
 
 class Locked(PlannerError):
     """Another process holds the lock of this checkpoint."""
 
-    code = "locked"
     exit_status = 8
 
 
@@ -326,53 +300,36 @@ class CheckpointError(PlannerError):
 class NotACheckpoint(CheckpointError):
     """There is no safetensors checkpoint at that place."""
 
-    code = "not-a-checkpoint"
-
 
 class PickleOnly(CheckpointError):
     """Only pickle files are there; opening one can run any code, so none is ever opened."""
-
-    code = "pickle-only"
 
 
 class HeaderMalformed(CheckpointError):
     """A safetensors header breaks the rules of the format."""
 
-    code = "header-malformed"
-
 
 class ShardTruncated(CheckpointError):
     """A shard's length is not what its header says."""
-
-    code = "shard-truncated"
 
 
 class ShardMissing(CheckpointError):
     """The index and the shards disagree."""
 
-    code = "shard-missing"
-
 
 class ShardsAmbiguous(CheckpointError):
     """Shards that the index does not name, or a tensor in two shards: two loaders would read different weights."""
-
-    code = "shards-ambiguous"
 
 
 class ConfigMalformed(CheckpointError):
     """config.json is not a JSON object."""
 
-    code = "config-malformed"
-
 
 class UnknownDtype(CheckpointError):
     """A tensor has a dtype that this version does not read."""
-
-    code = "unknown-dtype"
 
 
 class Interrupted(PlannerError):
     """Ctrl-C: the command stopped and nothing is half-done."""
 
-    code = "interrupted"
     exit_status = 130

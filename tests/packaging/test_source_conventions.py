@@ -47,7 +47,10 @@ WRITING_CALLS = re.compile(
     r"(^|\.)(write_text|write_bytes|touch|mkdir|makedirs|rmdir|rmtree|unlink|rename|renames|replace_with|symlink_to"
     r"|hardlink_to|copyfile|copytree|copy2|move|truncate|ftruncate|save_file|savez?|mkstemp|mkdtemp)$"
 )
-WRITING_OS = re.compile(r"^os\.(open|write|rename|replace|remove|unlink|link|symlink|mkdir|chmod|chown|utime)$")
+WRITING_OS = re.compile(
+    r"^os\.(open|p?writev?|rename|replace|remove|unlink|link|symlink|mkdir|mkfifo|f?chmod|[fl]?chown|utime"
+    r"|setxattr|removexattr|posix_fallocate|fsync|fdatasync)$"
+)
 
 
 def writes_in(tree: ast.Module) -> list[str]:
@@ -72,17 +75,20 @@ def test_nothing_opens_a_pickle(path):
     assert not pickles_in(tree_of(path))
 
 
-# The last is not a file: where output goes once nobody reads it.
-EXCEPTIONS = {"cli/entry.py": ["os.open"]}
+# No files: where output goes once nobody reads it, and the pipes through which ssh-keygen is fed.
+EXCEPTIONS = {"cli/entry.py": ["os.open"], "signing/openssh.py": ["os.write", "shutil"]}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=IDS)
-def test_only_one_module_writes_files(path):
+def test_only_one_package_writes_files(path):
+    """And in it only one module, which the tests put a failing disk in the place of; the others call that one."""
     name = path.relative_to(PACKAGE).as_posix()
     found = writes_in(tree_of(path))
-    if name == "fsio.py":
-        assert found, "the scan sees what it looks for"
+    if name == "fsio/calls.py":
+        assert len(found) >= 15, "the scan sees what it looks for"
     else:
+        if name.startswith("fsio/"):
+            found = [call for call in found if not call.startswith("calls.")]
         assert [call.partition(" ")[0] for call in found] == EXCEPTIONS.get(name, [])
 
 
@@ -109,6 +115,8 @@ def test_the_scan_for_pickles_sees_them(source):
         "path.write_text('x')",
         "os.rename(a, b)",
         "os.open(p, os.O_WRONLY)",
+        "os.pwrite(descriptor, data, 0)",
+        "os.setxattr(p, 'user.x', b'')",
         "import shutil",
         "from tempfile import mkdtemp",
     ],
