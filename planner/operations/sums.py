@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.machine_code import exact
 from planner.operations.base import Values
-from planner.operations.compiling import exact
 
 __all__ = ["add_product", "dot", "dots", "squares"]
 

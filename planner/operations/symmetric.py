@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.operations.compiling import exact
+from planner.machine_code import exact
 
 __all__ = ["eigenvectors"]
 

@@ -7,7 +7,7 @@ import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
 
-from planner.profile.kernels.compiling import ANY_ORDER, compiled
+from planner.machine_code import ANY_ORDER, compiled
 
 __all__ = ["fold_counts", "tally_halves", "tally_table"]
 

@@ -6,7 +6,7 @@ import math
 
 import numba
 
-from planner.profile.kernels.compiling import compiled
+from planner.machine_code import compiled
 
 __all__ = ["compress_counts", "moments_of_counts", "runs_of", "summarise_norms"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from planner.profile.kernels.compiling import ANY_ORDER, compiled
+from planner.machine_code import ANY_ORDER, compiled
 
 __all__ = ["BLOCK", "MOMENTS", "TALLIES", "count_digits", "merge_moments", "tally_wide"]
 
