@@ -32,6 +32,9 @@ def command(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of resampling, permutations and random plans.")] = 0,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the evaluation here.")] = None,
+    no_record: Annotated[
+        bool, typer.Option("--no-record", help="Leave the ledger of MODEL as it is; by default the evaluation goes in.")
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Did it help? Paired statistics on the same documents, controls, drift, and gates."""
@@ -73,6 +76,8 @@ def command(
     if out:
         fsio.replace_file(out, found.model_dump_json(indent=2).encode() + b"\n")
         screen.say(f"wrote {out}")
+    if not no_record:
+        _record(after.path, found, screen)
     screen.emit(found)
     show_evaluation(found, screen)
     return 0 if found.accepted else GateRefused.exit_status
@@ -89,6 +94,19 @@ def remember(plan: Plan, found: Evaluation, screen: Screen) -> None:
         screen.say(f"the track record could not be written: {error.message}")
 
 
+def _record(model: Path, found: Evaluation, screen: Screen) -> None:
+    """Put the evaluation into the history of the candidate, if it has one and may be written."""
+    from planner.cli.given import invoking_user
+    from planner.errors import Locked, StorageError
+    from planner.transaction.evaluated import record_evaluation
+
+    try:
+        if record_evaluation(model, found, by=invoking_user()):
+            screen.say(f"recorded in the history of {model}")
+    except (StorageError, Locked) as error:  # the evaluation is what was asked for
+        screen.say(f"not recorded in the history of {model}: {error.message}")
+
+
 def _evidence_of(plan: Path) -> Path | None:
     """The evidence that the plan names, if it lies beside it."""
     from planner.cli.given import plan_at
@@ -101,11 +119,10 @@ def show_evaluation(found: Evaluation, screen: Screen) -> None:
     """The metrics, the drift and the gates, for people."""
     from planner.evaluation.statistics import LEVEL
     from planner.evaluation.verdicts import RESOLUTION
+    from planner.evaluation.wording import headline
 
     for metric in found.metrics:
-        below = metric.difference is not None and 0 < abs(metric.difference) < RESOLUTION
-        why = f" (below {RESOLUTION:g}, the resolution)" if below else ""
-        screen.show(f"{metric.name}: {metric.n} documents, {metric.tokens:,} tokens: {metric.verdict}{why}")
+        screen.show(headline(metric))
         screen.show("    raw         " + _compared(metric))
         screen.show("    calibrated  " + (_compared(metric.calibrated) if metric.calibrated else "not finite"))
     screen.show("nats per token, lower is better; calibrated: each side at its own best logit temperature")

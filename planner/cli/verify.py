@@ -12,17 +12,20 @@ def command(model: ModelArgument, as_json: Json = False) -> int:
     from planner.cli.console import Screen
     from planner.cli.given import checkpoint_at
     from planner.transaction import verify
+    from planner.transaction.verify import recorded_bytes
 
     screen = Screen(as_json=as_json)
-    checkpoint = checkpoint_at(model)
-    with screen.progress("hashing", checkpoint.nbytes) as bar:
-        found = verify(locate(model), progress=bar.advance)
+    checkpoint, path = checkpoint_at(model), locate(model)
+    with screen.progress("hashing", checkpoint.nbytes + recorded_bytes(path)) as bar:
+        found = verify(path, progress=bar.advance)
     screen.emit(found)
     screen.show(f"{found.path}: {found.files} files, {found.bytes:,} bytes, {found.fingerprint}")
     for name in found.damaged_tensors:
         screen.show(f"damaged tensor: {name}")
     for name in found.damaged_files:
         screen.show(f"damaged or missing file: {name}")
+    for name in found.damaged_records:
+        screen.show(f"damaged or missing record: {name}")
     for name in found.added_files:
         screen.show(f"added since: {name}")
     if not found.ledger:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from planner.evaluation.report import Controls, DriftResult, GateResult, MetricResult, RandomPlans
 from planner.evaluation.suite import Gate, Suite
+from planner.evaluation.wording import broken, numbers_of
 
 __all__ = ["DEFAULT_MARGIN", "ENOUGH_RANDOM_PLANS", "RANDOM_LEVEL", "judge"]
 
@@ -41,9 +42,9 @@ def judge(
 
 def _improved(metric: MetricResult, random: RandomPlans | None) -> tuple[bool, str]:
     if metric.difference is None or metric.calibrated is None:
-        return False, _broken(metric)
+        return False, broken(metric)
     passed = metric.verdict == "improved"
-    why = f"the verdict is {metric.verdict!r}: {_numbers(metric)}"
+    why = f"the verdict is {metric.verdict!r}: {numbers_of(metric)}"
     if metric.verdict == "no detectable change" and metric.calibrated.mde:
         why += f"; on this text a difference below about {metric.calibrated.mde:.1g} would often go unseen"
     if random is None:
@@ -59,7 +60,7 @@ def _improved(metric: MetricResult, random: RandomPlans | None) -> tuple[bool, s
 
 def _not_worse(gate: Gate, metric: MetricResult) -> tuple[bool, str]:
     if metric.interval is None or metric.calibrated is None:
-        return False, _broken(metric)
+        return False, broken(metric)
     # Both: a raw loss alone could stay level because a better temperature hides what was lost, and a calibrated loss
     # alone would pass a model whose confidence, as people will use it, is off.
     margin = DEFAULT_MARGIN if gate.margin is None else gate.margin
@@ -67,7 +68,7 @@ def _not_worse(gate: Gate, metric: MetricResult) -> tuple[bool, str]:
     relation = "within" if highest <= margin else "above"
     return (
         highest <= margin,
-        f"the upper ends reach {highest:+.5f}, {relation} the margin {margin:g}: {_numbers(metric)}",
+        f"the upper ends reach {highest:+.5f}, {relation} the margin {margin:g}: {numbers_of(metric)}",
     )
 
 
@@ -79,19 +80,4 @@ def _max_drift(gate: Gate, drift: DriftResult) -> tuple[bool, str]:
     return passed, (
         f"the mean KL divergence is {drift.kl_mean:.4g} nats per token, "
         f"{'within' if passed else 'above'} the limit {gate.limit:g}"
-    )
-
-
-def _broken(metric: MetricResult) -> str:
-    return f"the candidate's loss is not finite on {metric.nonfinite_documents} of {metric.n} documents"
-
-
-def _numbers(metric: MetricResult) -> str:
-    assert metric.difference is not None
-    assert metric.interval is not None
-    assert metric.calibrated is not None
-    calibrated = metric.calibrated
-    return (
-        f"raw {metric.difference:+.5f} ({metric.interval[0]:+.5f} to {metric.interval[1]:+.5f}), calibrated "
-        f"{calibrated.difference:+.5f} ({calibrated.interval[0]:+.5f} to {calibrated.interval[1]:+.5f}) nats per token"
     )
