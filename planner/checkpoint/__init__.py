@@ -12,7 +12,7 @@ from planner.checkpoint.fingerprint import (
 from planner.checkpoint.folder import Checkpoint, Shard, Tensor, open_checkpoint
 from planner.checkpoint.header import encode_header, read_header
 from planner.checkpoint.reading import TensorReader
-from planner.checkpoint.sources import in_hub_cache, locate
+from planner.checkpoint.sources import hub_cache, in_hub_cache, locate, set_aside
 from planner.checkpoint.tokens import TokenChoice, TokenMeaning, TokensUnresolved, find_tokens
 
 __all__ = [
@@ -29,9 +29,11 @@ __all__ = [
     "find_tokens",
     "fingerprint_checkpoint",
     "fingerprint_of",
+    "hub_cache",
     "in_hub_cache",
     "locate",
     "open_checkpoint",
     "read_header",
+    "set_aside",
     "tensor_digests",
 ]

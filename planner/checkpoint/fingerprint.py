@@ -13,6 +13,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from planner.checkpoint.folder import Checkpoint
+from planner.errors import FileUnreadable
 
 __all__ = ["digest_bytes", "digest_file", "fingerprint_checkpoint", "fingerprint_of", "tensor_digests"]
 
@@ -25,11 +26,14 @@ def digest_bytes(data: bytes) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """Digest of a whole file, read in chunks."""
+    """Digest of a whole file, read in chunks. Raises `FileUnreadable`."""
     hasher = blake3()
-    with path.open("rb") as file:
-        while chunk := file.read(8 * 2**20):
-            hasher.update(chunk)
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(8 * 2**20):
+                hasher.update(chunk)
+    except OSError as error:
+        raise FileUnreadable(f"{path}: {error.strerror}", hint="check the disk, and its permissions") from None
     return "blake3:" + hasher.hexdigest()
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from planner import strict_json
 from planner.checkpoint.header import FROM_PICKLE, Header, open_regular, read_header, shown
 from planner.errors import (
+    CheckpointError,
     ConfigMalformed,
     FileUnreadable,
     NotACheckpoint,
@@ -36,6 +37,7 @@ _LARGEST_INDEX = 64 * 2**20
 # How often each may stand in a JSON file: an index has one comma and one colon for each tensor, a configuration fewer.
 _MARKS = {"{": 100_000, "[": 100_000, ":": 1_250_000, ",": 1_250_000}
 _MOST_SHARDS = 4_096
+_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class Shard:
 
     name: str
     header: Header
+    place: tuple[int, int] = (0, 0)
+    """Device and inode of the file whose header this is."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +99,28 @@ class Checkpoint:
         """The header of the shard in the file called `shard`."""
         return next(found.header for found in self.shards if found.name == shard)
 
+    def open_shard(self, shard: str) -> int:
+        """A descriptor to read the shard from: of the very file whose header was read.
+
+        A checkpoint that is changed in place gets other files. Who began to read the old ones must not go on with the
+        new. Raises `FileUnreadable`.
+        """
+        path = self.path / shard
+        try:
+            descriptor = open_regular(path)
+        except OSError as error:
+            raise FileUnreadable(f"{path}: {error.strerror}", hint="is the checkpoint being changed?") from None
+        found = os.fstat(descriptor)
+        known = next((one.place for one in self.shards if one.name == shard), None)
+        if known != (found.st_dev, found.st_ino):
+            os.close(descriptor)
+            raise FileUnreadable(f"{self.path} was changed while it was read", hint="read it again")
+        return descriptor
+
     def header_bytes(self, shard: str) -> bytes:
         """That header as it lies in the file, its length and padding included."""
         path = self.path / shard
-        descriptor = _opened(path)
+        descriptor = self.open_shard(shard)
         try:
             return _read_at(path, descriptor, self.header(shard).data_begin, 0)
         finally:
@@ -110,7 +132,7 @@ class Checkpoint:
         Raises `ShardTruncated` if the file became shorter, `FileUnreadable` if it went away.
         """
         path = self.path / tensor.shard
-        descriptor = _opened(path)
+        descriptor = self.open_shard(tensor.shard)
         try:
             done = 0
             while done < tensor.nbytes:
@@ -119,13 +141,6 @@ class Checkpoint:
                 done += wanted
         finally:
             os.close(descriptor)
-
-
-def _opened(path: Path) -> int:
-    try:
-        return open_regular(path)
-    except OSError as error:
-        raise FileUnreadable(f"{path}: {error.strerror}", hint="is the checkpoint being changed?") from None
 
 
 def _read_at(path: Path, descriptor: int, wanted: int, place: int) -> bytes:
@@ -148,9 +163,28 @@ def open_checkpoint(path: Path) -> Checkpoint:
     `ShardsAmbiguous`, `UnknownDtype` or `ConfigMalformed`; or `FileUnreadable`.
     """
     try:
-        return _open(path)
+        for _ in range(_TRIES):
+            before = _place(path)
+            try:
+                found = _open(path)
+            except (CheckpointError, FileUnreadable):
+                if _place(path) == before:
+                    raise
+                continue
+            if _place(path) == before:  # else it was exchanged meanwhile, and this may be half of each
+                return found
+        raise FileUnreadable(f"{path} is being changed again and again", hint="wait until it is not, then read it")
     except MemoryError:
         raise FileUnreadable(f"{path}: its headers do not fit in memory", hint="free some memory") from None
+
+
+def _place(path: Path) -> tuple[int, int] | None:
+    """Device and inode; None where nothing is, which who opens it says better."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _open(path: Path) -> Checkpoint:
@@ -169,7 +203,7 @@ def _open(path: Path) -> Checkpoint:
     tensors: dict[str, Tensor] = {}
     for shard in names:
         header = read_header(_regular(path / shard))
-        shards.append(Shard(shard, header))
+        shards.append(Shard(shard, header, _place(path / shard) or (0, 0)))
         for entry in header.entries:
             if entry.name in tensors:
                 raise ShardsAmbiguous(

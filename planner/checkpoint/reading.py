@@ -7,7 +7,6 @@ from contextlib import suppress
 from types import TracebackType
 
 from planner.checkpoint.folder import Checkpoint, Tensor
-from planner.checkpoint.header import open_regular
 from planner.errors import FileUnreadable, ShardTruncated
 
 __all__ = ["TensorReader"]
@@ -61,5 +60,5 @@ class TensorReader:
     def _open(self, shard: str) -> None:
         if shard != self._shard:
             self.close()
-            self._descriptor = open_regular(self._checkpoint.path / shard)
+            self._descriptor = self._checkpoint.open_shard(shard)
             self._shard = shard

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from planner.errors import NotACheckpoint
 
-__all__ = ["hub_cache", "in_hub_cache", "locate"]
+__all__ = ["hub_cache", "in_hub_cache", "locate", "set_aside"]
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?(@[A-Za-z0-9._/-]+)?")
 _COMMIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -24,6 +24,11 @@ def locate(model: str, *, environment: Mapping[str, str] = os.environ) -> Path:
     """The folder of a checkpoint. Raises `NotACheckpoint` if it is neither a folder nor to be had from the hub."""
     if (path := _existing(Path(model))) is not None:
         return path.absolute()  # not resolve(): the user's own name for it is the one to show
+    if (aside := _existing(set_aside(Path(model)))) is not None:
+        raise NotACheckpoint(
+            f"{model} was being changed in its place, and that was interrupted: it is in {aside}",
+            hint=f"make it whole: `planner recover {model}`",
+        )
     if not _ID.fullmatch(model) or (model.count("/") == 1 and Path(model).parent.is_dir()):
         raise NotACheckpoint(f"{model} does not exist", hint="name a folder, or a model id such as org/name@revision")
     identifier, _, revision = model.partition("@")
@@ -40,6 +45,11 @@ def _existing(path: Path) -> Path | None:
         return path  # it may well be there; whoever opens it says what is wrong
     except (OSError, RuntimeError):  # a name too long, ~nobody
         return None
+
+
+def set_aside(path: Path) -> Path:
+    """Where the checkpoint `path` is while it is overwritten in its place."""
+    return path.with_name(f".{path.name}.planner-aside") if path.name else path / ".planner-aside"
 
 
 def hub_cache(environment: Mapping[str, str] = os.environ) -> Path:

@@ -111,11 +111,13 @@ class Screen:
             SpinnerColumn,
             TextColumn,
             TimeElapsedColumn,
+            TimeRemainingColumn,
         )
 
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn())
         amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
-        with Progress(*columns, amount, TimeElapsedColumn(), console=self._err, transient=True) as shown:
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        with Progress(*columns, amount, *times, console=self._err, transient=True) as shown:
             task = shown.add_task(what, total=total)
             yield Bar(shown, task)
 
@@ -126,6 +128,7 @@ class Bar:
     def __init__(self, shown: Progress | None, task: Any = None) -> None:
         self._shown = shown
         self._task = task
+        self._what = ""
 
     def advance(self, count: int) -> None:
         """So many more are done."""
@@ -135,7 +138,10 @@ class Bar:
     def step(self, what: str, done: int, total: int) -> None:
         """This is being done, and so many of so many are."""
         if self._shown:
-            self._shown.update(self._task, description=what, completed=done, total=total)
+            if what != self._what:  # the speed of one step says nothing of the next
+                self._what = what
+                self._shown.reset(self._task, description=what, total=total)
+            self._shown.update(self._task, completed=done, total=total)
 
     def set(self, done: int, total: int) -> None:
         """So many of so many are done."""

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from planner.cli.check_table import describe
 from planner.cli.given import Json
 
 
@@ -19,6 +18,7 @@ def command(
     from planner.cli.console import Screen
     from planner.cli.given import checkpoint_at
     from planner.effects import compare
+    from planner.plan.wording import describe
 
     screen = Screen(as_json=as_json)
     first, second = checkpoint_at(a), checkpoint_at(b)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from planner.cli.console import Screen
     from planner.plan import Plan, Policy
     from planner.profile import Profile
+    from planner.transaction import Receipt
 
 __all__ = [
     "Json",
@@ -29,6 +30,7 @@ __all__ = [
     "plan_at",
     "policy_at",
     "profiled",
+    "receipt_at",
 ]
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder, or hub id with @revision.")]
@@ -73,6 +75,23 @@ def policy_at(path: Path | None) -> Policy:
     from planner.plan import Policy, read_policy
 
     return read_policy(read_text(path)) if path else Policy()
+
+
+def receipt_at(path: Path) -> Receipt:
+    """The receipt in a file."""
+    from pydantic import ValidationError
+
+    from planner.errors import FileUnreadable
+    from planner.inputs import read_text
+    from planner.transaction import Receipt
+
+    try:
+        return Receipt.model_validate_json(read_text(path))
+    except ValidationError as error:
+        raise FileUnreadable(
+            f"{path} is no receipt: {str(error).splitlines()[0]}",
+            hint="it is .planner/patches/NNNN/receipt.json of a patched checkpoint",
+        ) from None
 
 
 def invoking_user() -> str:

@@ -65,7 +65,7 @@ def command(
 
 
 def _show(plan: Plan, screen: Screen) -> None:
-    from planner.cli.check_table import describe
+    from planner.plan.wording import describe
 
     rows = [
         (

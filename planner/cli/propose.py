@@ -185,7 +185,6 @@ def command(
     with screen.progress("proposing", unit="tokens") if study else nullcontext() as bar:
         if replay:
             plan = replayed_plan(replay, brief, partial=partial, tell=screen.say)
-            fsio.replace_file(out, write_plan(plan))
         else:
             plan = propose_to(
                 out,
@@ -196,6 +195,10 @@ def command(
                 study=study,
                 progress=bar.step if bar else None,
             )
+    if policy:  # the plan is reviewed and applied under the limits that it was written for
+        plan = plan.model_copy(update={"policy": limits})
+    if replay or policy:
+        fsio.replace_file(out, write_plan(plan))
     screen.emit(plan)
     _print(plan, choice, screen)
     beside = f" and {factors_path(out).name}" if study and plan.modifications else ""
@@ -285,7 +288,7 @@ def _show_question(brief: Brief, choice: AnalystChoice, screen: Screen) -> None:
 
 
 def _print(plan: Plan, choice: AnalystChoice, screen: Screen) -> None:
-    from planner.cli.check_table import described
+    from planner.plan.wording import described
 
     count = len(plan.modifications)
     screen.show(f"{count or 'no'} modification{'' if count == 1 else 's'} by {choice.kind}: {plan.note}")

@@ -8,7 +8,11 @@ from planner.cli.given import Json, ModelArgument
 
 
 def command(model: ModelArgument, as_json: Json = False) -> None:
-    """Clean up after a command that was killed. Every other command that changes MODEL does this by itself."""
+    """Make MODEL whole after a command that was killed, and clean up.
+
+    Every other command that changes MODEL does so by itself, as long as MODEL has its name: a change with --low-space
+    that was killed has moved it aside, and only this brings it back.
+    """
     from planner.checkpoint import locate
     from planner.cli.console import Screen
     from planner.errors import NotACheckpoint
@@ -24,5 +28,5 @@ def command(model: ModelArgument, as_json: Json = False) -> None:
     removed = recover(path)
     screen.emit({"schema": "planner/recovered@1", "path": str(path), "removed": [str(stage) for stage in removed]})
     for stage in removed:
-        screen.show(f"removed {stage}")
+        screen.show(f"cleaned up {stage}")
     screen.show(f"{path} is whole" if path.exists() else f"{path} was never written")

@@ -14,6 +14,9 @@ def command(
     to: Annotated[
         int | None, typer.Option(min=0, help="Patch to go back to; 0 is the original. Default: undo one.")
     ] = None,
+    low_space: Annotated[
+        bool, typer.Option("--low-space", help="No second copy; MODEL has no name meanwhile.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Take patches back, bit for bit."""
@@ -25,7 +28,7 @@ def command(
     screen = Screen(as_json=as_json)
     path = locate(model)
     with screen.progress("reverting") as bar:
-        ledger = revert(path, to=to, by=invoking_user(), progress=bar.step)
+        ledger = revert(path, to=to, by=invoking_user(), low_space=low_space, progress=bar.step)
     original = ledger.current.fingerprint == ledger.original.fingerprint
     screen.emit(
         {

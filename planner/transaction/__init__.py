@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from planner.transaction.apply import apply_plan
+from planner.transaction.apply import apply_patch, apply_plan
+from planner.transaction.evaluated import record_evaluation
 from planner.transaction.ledger import RECEIPT, patch_folder, read_ledger
+from planner.transaction.places import free_name
+from planner.transaction.portable.exporting import export_patch
+from planner.transaction.portable.porting import PatchHead, PortablePatch, is_portable, patch_statement
 from planner.transaction.progress import Progress
 from planner.transaction.recover import recover
 from planner.transaction.revert import revert
@@ -15,14 +19,22 @@ __all__ = [
     "Event",
     "FileState",
     "Ledger",
+    "PatchHead",
+    "PortablePatch",
     "Progress",
     "Receipt",
     "ReceiptTensor",
     "State",
     "Verification",
+    "apply_patch",
     "apply_plan",
+    "export_patch",
+    "free_name",
+    "is_portable",
     "patch_folder",
+    "patch_statement",
     "read_ledger",
+    "record_evaluation",
     "recover",
     "revert",
     "verify",

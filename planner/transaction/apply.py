@@ -2,48 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
-from planner import __version__, fsio
-from planner.checkpoint import Checkpoint, digest_bytes, open_checkpoint
-from planner.edits import surroundings_of
-from planner.effects import CheckReport, check
-from planner.errors import (
-    LedgerDamaged,
-    OutputExists,
-    PlanRefused,
-    StalePlan,
-    UsageError,
-    VoidModification,
-)
-from planner.plan import Modification, Plan, Policy, approved, write_plan
-from planner.profile import Profile, histograms_of, profile_of
-from planner.transaction.edits import edits_of
+from planner import fsio
+from planner.checkpoint import Checkpoint, open_checkpoint
+from planner.errors import LedgerDamaged
+from planner.plan import Modification, Plan, Policy, approved, policy_digest, verify_approval
+from planner.transaction.checked_plan import CheckedPlan
 from planner.transaction.history import copy_patch
-from planner.transaction.kept_arrays import keep_arrays
-from planner.transaction.ledger import (
-    PLAN,
-    RECEIPT,
-    encode_ledger,
-    ledger_path,
-    patch_folder,
-    read_ledger,
-    write_record,
-)
+from planner.transaction.in_place.low_space import refuse_other_sizes, slot_bytes
+from planner.transaction.ledger import patch_folder
+from planner.transaction.places import refuse_in_place, refuse_linked, refuse_output
+from planner.transaction.portable.porting import PortablePatch, PortedPatch
 from planner.transaction.progress import Progress, Steps
-from planner.transaction.proof import Undone, proven
-from planner.transaction.stage import exclusive, publish, refuse_unsafe, staged, swap_in
+from planner.transaction.record import Approval, Recording
+from planner.transaction.stage import publish, require_exchange, staged, swap_in
+from planner.transaction.staging import Expected, Source, Staging
 from planner.transaction.state import files_of
-from planner.transaction.types import Event, Ledger, Parent, Receipt, State
-from planner.transaction.undo import UndoArrays, UndoData, UndoWriter
+from planner.transaction.types import Ledger, Receipt
 from planner.transaction.work import Work
-from planner.transaction.writing import Written, fill_stage
+from planner.transaction.writer import exclusive
+from planner.transaction.writing import new_size
 
-__all__ = ["apply_plan"]
+__all__ = ["apply_patch", "apply_plan"]
 
 _HEADROOM = 1.01  # folders, ledger and receipts beside the weights
+_RECORDS = 2**20  # bytes, likewise
 
 
 def apply_plan(
@@ -55,6 +39,10 @@ def apply_plan(
     by: str,
     folder: Path | None = None,
     allow_void: bool = False,
+    low_space: bool = False,
+    card: bool | None = None,
+    approval_key: bytes | None = None,
+    expected: Receipt | None = None,
     progress: Progress | None = None,
 ) -> Receipt:
     """Apply the approved modifications of `plan` to the checkpoint in `model`, as one transaction.
@@ -62,117 +50,143 @@ def apply_plan(
     `folder` is where relative paths in the plan begin; the current folder by default.
 
     With `out`, the result is a new folder and `model` is only read; else `model` itself changes, by one exchange of
-    folders. Until that one step nothing has changed anywhere; afterwards everything has.
+    folders. Until that one step nothing has changed anywhere; afterwards everything has. With `low_space` there is no
+    second copy of the weights: `model` is moved aside, overwritten in its place under a journal, and put back.
+
+    `card` says whether README.md lists the modifications; by default that of a new folder does. With `expected`, a
+    receipt of the same plan from elsewhere, the result must have the digests that it has.
 
     Raises `PlanNotApproved`, `StalePlan`, `PlanRefused`, `VoidModification`, `OutputExists`, `UnsafeInPlace`,
-    `Locked`, `LedgerDamaged`, another `StorageError` or a `CheckpointError`.
+    `FileInUse`, `Locked`, `LedgerDamaged`, another `StorageError` or a `CheckpointError`.
     """
-    modifications = approved(plan)
-    if out is None:
-        refuse_unsafe(model)
-    final = model if out is None else out
-    _refuse_unusable(out, model)
-    with exclusive(final):
-        _refuse_unusable(out, model)
-        checkpoint = open_checkpoint(model)
-        ledger = None if out else read_ledger(model)
-        told = Steps(progress, checkpoint.nbytes)
-        profile = _profile(plan, checkpoint, told)
-        if ledger and ledger.current.fingerprint != profile.fingerprint:
-            raise LedgerDamaged(
-                f"{model} is not what its ledger says, so its earlier patches could not be taken back afterwards",
-                hint="`planner verify MODEL` names what differs; --out DIR begins a new history",
-            )
-        chosen = plan.model_copy(update={"modifications": modifications, "review": {}})
-        folder = folder or Path()
-        histograms = histograms_of(profile)
-        report = check(chosen, checkpoint, profile, policy, folder=folder, allow_void=allow_void, histograms=histograms)
-        _refuse(report)
-        around = surroundings_of(checkpoint, folder, profile=profile, histograms=histograms)
-        work = Work(checkpoint, edits_of(modifications, around), report)
-        fsio.require_space(final.parent, _bytes_needed(checkpoint, work, in_place=out is None))
-        with staged(final, like=model) as stage:
-            number = _carry_over(checkpoint.path, stage, ledger)
-            undo = UndoWriter(patch_folder(stage, number), checkpoint, work.codings)
-            written = fill_stage(
-                checkpoint,
-                stage,
-                work.changes,
-                share=out is None,
-                keep_residual=undo.keep_residual,
-                progress=told.step("writing"),
-            )
-            if written.before.fingerprint != plan.checkpoint.fingerprint:
-                raise _stale(model, written.before.fingerprint, plan)
-            arrays = undo.finish(work.coded(written), work.originals(written), work.replaced)
-            undone = Undone(
-                UndoData(patch_folder(stage, number)), work.originals(written), arrays.residuals, work.codings
-            )
-            after = proven(checkpoint, stage, written, undone=undone, progress=told.step("verifying"))
-            keep_arrays(report, folder, patch_folder(stage, number))
-            receipt = _record(plan, modifications, work, stage, ledger, number, written, after, arrays, by=by, out=out)
-            (swap_in if out is None else publish)(stage, final)
-    return receipt
-
-
-def _profile(plan: Plan, checkpoint: Checkpoint, told: Steps) -> Profile:
-    """The profile of the checkpoint that the plan is for. Raises `StalePlan` if this is another one.
-
-    A kept profile is found by the names and times of the files alone; what the weights really are is known when they
-    have been read, before the commit.
-    """
-    # apply writes nothing but what it was asked to
-    profile = profile_of(checkpoint, keep=False, progress=told.step("hashing"))
-    if profile.fingerprint != plan.checkpoint.fingerprint:  # it may be of other bytes; the disk decides
-        profile = profile_of(checkpoint, force=True, keep=False, progress=told.step("hashing"))
-    if profile.fingerprint != plan.checkpoint.fingerprint:
-        raise _stale(checkpoint.path, profile.fingerprint, plan)
-    return profile
-
-
-def _stale(model: Path, found: str, plan: Plan) -> StalePlan:
-    return StalePlan(
-        f"{model} is {found[:19]}; the plan was made for {plan.checkpoint.fingerprint[:19]}",
-        hint="propose a plan for the checkpoint as it is now: `planner propose`",
+    modifications = approved(plan, policy, approval_key=approval_key)
+    approval = Approval(policy_digest(policy), verify_approval(plan, policy, approval_key=approval_key))
+    told = Steps(progress)
+    return _applied(
+        CheckedPlan(plan, modifications, policy, folder or Path(), allow_void, told),
+        modifications,
+        approval,
+        model,
+        out=out,
+        by=by,
+        low_space=low_space,
+        card=card,
+        expected=_digests_of(expected) if expected else None,
     )
 
 
-def _refuse_unusable(out: Path | None, model: Path) -> None:
+def apply_patch(
+    patch: PortablePatch,
+    model: Path,
+    *,
+    out: Path | None,
+    policy: Policy,
+    by: str,
+    signed_by: str | None = None,
+    low_space: bool = False,
+    card: bool | None = None,
+    progress: Progress | None = None,
+) -> Receipt:
+    """Apply a patch that was made elsewhere: bytes, and the plan that they came from. See `apply_plan`.
+
+    How far each tensor moves is measured and held to `policy`; whether the bytes are what the plan says is known by
+    whose signature the patch has (`signed_by`), or by applying the plan itself. Raises what `apply_plan` raises, and
+    `PatchUnusable`.
+    """
+    modifications = patch.modifications()
+    approval = Approval(policy_digest(policy), signed_by)
+    told = Steps(progress)
+    ported = PortedPatch(patch, policy, told)
+    return _applied(
+        ported,
+        modifications,
+        approval,
+        model,
+        out=out,
+        by=by,
+        low_space=low_space,
+        card=card,
+        expected=Expected(ported.digests, patch.head.fingerprint_after),
+    )
+
+
+def _applied(
+    patch: CheckedPlan | PortedPatch,
+    modifications: tuple[Modification, ...],
+    approval: Approval,
+    model: Path,
+    *,
+    out: Path | None,
+    by: str,
+    low_space: bool,
+    card: bool | None,
+    expected: Expected | None,
+) -> Receipt:
+    final = model if out is None else out
+    _refuse_place(model, out)
+    with exclusive(final):
+        _refuse_place(model, out)
+        if out is None:
+            refuse_linked(model)
+        checkpoint = open_checkpoint(model)
+        patch.told.total = checkpoint.nbytes
+        source = Source.of(checkpoint, in_place=out is None)
+        work = patch.work_on(checkpoint)
+        _refuse_damaged(model, source.ledger, patch.plan.checkpoint.fingerprint)
+        if low_space:
+            refuse_other_sizes(work.changes)
+        # Where room is short, an upper bound that is far too high would refuse what can be done: then the undo data,
+        # which are written before anything is overwritten, show whether there is enough.
+        undo = 0 if low_space else patch.undo_bytes(work)
+        needed = _bytes_needed(checkpoint, work, undo, in_place=out is None, low_space=low_space)
+        fsio.require_space(final.parent, needed, otherwise=_OTHERWISE[out is None, low_space])
+        with staged(final) as stage:
+            if out is None and not low_space:
+                require_exchange(stage)
+            number = _carry_over(checkpoint.path, stage, source.ledger)
+            recording = Recording(patch.plan, modifications, work, number, by, final, out is None, approval)
+            staging = Staging(patch, source, recording, stage, low_space=low_space)
+            receipt = staging.fill(card=out is not None if card is None else card, expected=expected)
+            if low_space:
+                staging.change_in_place(final, receipt)
+            elif out is None:
+                swap_in(stage, final)
+            else:
+                publish(stage, final, like=checkpoint.path)
+    return receipt
+
+
+def _digests_of(receipt: Receipt) -> Expected:
+    return Expected({tensor.name: tensor.after for tensor in receipt.tensors}, receipt.fingerprint_after)
+
+
+def _refuse_place(model: Path, out: Path | None) -> None:
     if out is None:
-        return
-    if model.resolve() in out.resolve().parents:
-        raise UsageError(f"{out} lies inside the model", hint="choose a folder outside of it with --out")
-    with fsio.storage_errors(out):
-        if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-            raise OutputExists(f"{out} exists and is not empty", hint="choose a new folder with --out, or remove it")
-    fsio.require_folder_of(out)
+        refuse_in_place(model)
+    else:
+        refuse_output(out, model)
 
 
-def _refuse(report: CheckReport) -> None:
-    """Raise `PlanRefused`, or `VoidModification`, if the check found a problem."""
-    if report.problems:
-        only_void = all(problem.code == "void-modification" for problem in report.problems)
-        refused = VoidModification if only_void else PlanRefused
-        count = len(report.problems)
-        raise refused(
-            f"the plan has {count} problem{'s' if count > 1 else ''}",
-            hint="see them all with their previews: `planner check PLAN --model MODEL`",
-            problems=tuple(str(problem) for problem in report.problems),
+def _refuse_damaged(model: Path, ledger: Ledger | None, fingerprint: str) -> None:
+    if ledger and ledger.current.fingerprint != fingerprint:
+        raise LedgerDamaged(
+            f"{model} is not what its ledger says, so its earlier patches could not be taken back afterwards",
+            hint="`planner verify MODEL` names what differs; --out DIR begins a new history",
         )
 
 
-def _bytes_needed(checkpoint: Checkpoint, work: Work, *, in_place: bool) -> int:
-    """An upper bound: a coded tensor takes far less than its bytes, but how much is known only afterwards."""
-    changes = work.changes
-    rewritten = {checkpoint.tensors[name].shard for name in changes.tensors} | set(changes.added)
-    copied = 0
+def _bytes_needed(checkpoint: Checkpoint, work: Work, undo: int, *, in_place: bool, low_space: bool) -> int:
+    """An upper bound of what the stage takes."""
+    changes, copied = work.changes, 0
+    shards = {shard.name for shard in checkpoint.shards}
     for name in files_of(checkpoint.path):
-        if not in_place or name in rewritten or name in changes.files:
+        if name in shards and changes.rewrites(checkpoint, name) and not low_space:
+            copied += new_size(checkpoint, changes, name)
+        elif name in changes.files or not in_place:
             with fsio.storage_errors(checkpoint.path / name):
                 copied += (checkpoint.path / name).stat().st_size
-    copied += sum(added.nbytes for those in changes.added.values() for added in those)
-    undo = sum(checkpoint.tensors[name].nbytes for name in changes.tensors)
-    return int((copied + undo) * _HEADROOM) + 2**20
+    slots = 2 * slot_bytes(checkpoint, changes.tensors) if low_space else 0
+    return int((copied + undo) * _HEADROOM) + slots + _RECORDS
 
 
 def _carry_over(model: Path, stage: Path, ledger: Ledger | None) -> int:
@@ -185,66 +199,8 @@ def _carry_over(model: Path, stage: Path, ledger: Ledger | None) -> int:
     return number
 
 
-def _record(
-    plan: Plan,
-    modifications: Sequence[Modification],
-    work: Work,
-    stage: Path,
-    ledger: Ledger | None,
-    number: int,
-    written: Written,
-    after: State,
-    arrays: UndoArrays,
-    *,
-    by: str,
-    out: Path | None,
-) -> Receipt:
-    """Write plan, receipt and ledger into the stage."""
-    checkpoint, before, folder = work.checkpoint, written.before, patch_folder(stage, number)
-    content = write_plan(plan)
-    tensors = work.receipts(written, arrays)
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    receipt = Receipt(
-        patch=number,
-        plan=plan.id,
-        plan_digest=digest_bytes(content),
-        at=now,
-        by=by,
-        planner_version=__version__,
-        path=str(out or checkpoint.path),
-        in_place=out is None,
-        fingerprint_before=before.fingerprint,
-        fingerprint_after=after.fingerprint,
-        modifications=tuple(modification.id for modification in modifications),
-        rejected=tuple(name for name, decision in plan.review.items() if decision.decision == "rejected"),
-        tensors=tensors,
-        files=work.file_receipts(arrays),
-        undo_bytes=arrays.nbytes,
-    )
-    write_record(folder / PLAN, content)
-    write_record(folder / RECEIPT, receipt.model_dump_json(indent=2).encode() + b"\n")
-    event = Event(
-        kind="applied",
-        patch=number,
-        at=now,
-        by=by,
-        fingerprint=after.fingerprint,
-        plan=plan.id,
-        plan_digest=receipt.plan_digest,
-        goal=plan.goal,
-        modifications=len(modifications),
-        changed_tensors=len(tensors),
-        changed_elements=sum(tensor.changed_elements for tensor in tensors),
-    )
-    parent = Parent(name=checkpoint.name, fingerprint=before.fingerprint) if out else None
-    base = ledger or Ledger(serial=0, parent=parent, original=before, current=before, in_force=(), events=())
-    updated = base.model_copy(
-        update={
-            "serial": base.serial + 1,
-            "current": after,
-            "in_force": (*base.in_force, number),
-            "events": (*base.events, event),
-        }
-    )
-    write_record(ledger_path(stage), encode_ledger(updated))
-    return receipt
+_OTHERWISE = {
+    (False, False): "choose another place with --out",
+    (True, False): "change the weights in their place with --low-space, or choose another place with --out",
+    (True, True): "choose another place with --out",
+}

@@ -7,7 +7,7 @@ from pathlib import Path
 from planner import fsio
 from planner.checkpoint import digest_file
 from planner.transaction.ledger import patch_folder
-from planner.transaction.undo import undo_files
+from planner.transaction.undo.data import undo_files
 
 __all__ = ["copy_patch"]
 
@@ -18,9 +18,11 @@ def copy_patch(folder: Path, stage: Path, number: int, *, undone: bool = False) 
     fsio.ensure_folder(target)
     source = patch_folder(folder, number)
     left = undo_files(source) if undone else []
-    for path in sorted(source.iterdir()):
+    with fsio.storage_errors(source):
+        paths = sorted(source.iterdir())
+    for path in paths:
         if path not in left:
-            fsio.link_or_copy_file(path, target / path.name)
+            fsio.share_file(path, target / path.name)
             with fsio.storage_errors(path):
                 same = path.samefile(target / path.name) or digest_file(path) == digest_file(target / path.name)
             if not same:

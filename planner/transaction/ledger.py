@@ -6,6 +6,7 @@
     .planner/patches/0001/NAME.safetensors      arrays that the plan reads, if they lay beside it
     .planner/patches/0001/undo.safetensors      what it destroyed, and more such files beside it (`undo`);
                                                 removed once it is reverted
+    .planner/reserve                            room that a revert in place may use (`reserve_path`)
 
 It is staged together with the weights, so one switch of names commits both.
 """
@@ -21,7 +22,19 @@ from planner.errors import LedgerDamaged
 from planner.transaction.state import LEDGER_FOLDER
 from planner.transaction.types import Ledger
 
-__all__ = ["PLAN", "RECEIPT", "UNDO", "encode_ledger", "ledger_path", "patch_folder", "read_ledger", "write_record"]
+__all__ = [
+    "PLAN",
+    "RECEIPT",
+    "UNDO",
+    "encode_ledger",
+    "goals_in_force",
+    "ledger_path",
+    "patch_folder",
+    "read_ledger",
+    "reserve_path",
+    "restore_reserve",
+    "write_record",
+]
 
 PLAN = "plan.json"
 RECEIPT = "receipt.json"
@@ -38,6 +51,29 @@ def patch_folder(folder: Path, number: int) -> Path:
     return folder / LEDGER_FOLDER / "patches" / f"{number:04d}"
 
 
+def reserve_path(folder: Path) -> Path:
+    """A file of nothing but room, which a `revert --low-space` gives up: so that it can be done on a full disk."""
+    return folder / LEDGER_FOLDER / "reserve"
+
+
+def restore_reserve(folder: Path) -> None:
+    """Make that file, if the ledger asks for it and it is not there. Raises `NoSpace`, `LedgerDamaged`."""
+    path = reserve_path(folder)
+    ledger = read_ledger(folder)
+    if ledger and ledger.reserve:
+        with fsio.storage_errors(path):
+            if path.exists() and path.stat().st_size == ledger.reserve:
+                return
+        try:
+            fsio.remove_file(path)  # half of it, of a process that was killed
+            fsio.reserve_file(path, ledger.reserve)
+            fsio.fsync_file(path)
+            fsio.fsync_folder(path.parent)
+        except BaseException:
+            fsio.remove_file(path)
+            raise
+
+
 def read_ledger(folder: Path) -> Ledger | None:
     """The ledger of a checkpoint, or None if no patch was ever applied to it. Raises `LedgerDamaged`."""
     path = ledger_path(folder)
@@ -50,6 +86,12 @@ def read_ledger(folder: Path) -> Ledger | None:
             f"{path} cannot be read: {str(error).splitlines()[0]}",
             hint="restore it from a backup; without it a patch cannot be taken back",
         ) from None
+
+
+def goals_in_force(ledger: Ledger) -> tuple[str, ...]:
+    """The goals of the patches that the weights contain, oldest first."""
+    goals = {event.patch: event.goal or "" for event in ledger.events if event.kind == "applied"}
+    return tuple(goals[number] for number in ledger.in_force)
 
 
 def write_record(path: Path, content: bytes) -> None:

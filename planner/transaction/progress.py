@@ -16,7 +16,8 @@ class Steps:
     """Turns "so many bytes more" into "so many of so many, in this step"."""
 
     progress: Progress | None
-    total: int
+    total: int = 0
+    """Bytes of a step."""
 
     def step(self, name: str) -> Callable[[int], None]:
         """A counter for the step called `name`."""

@@ -1,20 +1,26 @@
-"""Clean up after a process that was killed. No state has to be guessed: a stage that still stands is never needed."""
+"""Clean up after a process that was killed. No state has to be guessed.
+
+A stage is either not finished, so the old state is in place; or it was switched in and is what the old state was, whose
+undo data is in the ledger. A change in place has a journal that says which way to go (`low_space`).
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from planner.transaction.stage import exclusive, leftovers
+from planner.checkpoint import set_aside
+from planner.transaction.stage import journal_folder, leftovers
+from planner.transaction.writer import exclusive
 
 __all__ = ["recover"]
 
 
 def recover(model: Path) -> tuple[Path, ...]:
-    """Remove the stages that killed processes left beside `model`; returns them. Raises `Locked` if one is at work.
+    """Make `model` whole, and remove what killed processes left beside it; returns what that was.
 
-    A stage is either not finished, so the old state is in place; or it was switched in and is what the old state was,
-    whose undo data is in the ledger.
+    Raises `Locked` if a process is at work, `RecoveryBlocked`, `LedgerDamaged` or another `StorageError`.
     """
-    found = tuple(leftovers(model))
+    found = [*leftovers(model), journal_folder(model), set_aside(model)]
+    found = [path for path in found if path.exists()]
     with exclusive(model):
-        return found
+        return tuple(found)

@@ -2,54 +2,129 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from planner import fsio
-from planner.checkpoint import Checkpoint, open_checkpoint
-from planner.errors import LedgerDamaged, NothingToRevert, StorageError
+from planner.checkpoint import Checkpoint, digest_bytes, open_checkpoint
+from planner.errors import LedgerDamaged, NothingToRevert, StorageError, UnsafeInPlace
 from planner.transaction.history import copy_patch
-from planner.transaction.ledger import encode_ledger, ledger_path, read_ledger, write_record
+from planner.transaction.in_place.journal import Journal, PieceDigests
+from planner.transaction.in_place.low_space import overwritten, refuse_other_sizes, slot_bytes
+from planner.transaction.ledger import encode_ledger, ledger_path, read_ledger, reserve_path, write_record
+from planner.transaction.pieces import Changes, Piece
+from planner.transaction.places import refuse_in_place, refuse_linked
 from planner.transaction.progress import Progress, Steps
-from planner.transaction.proof import proven
-from planner.transaction.stage import exclusive, refuse_unsafe, staged, swap_in
+from planner.transaction.proof import prove, state_of
+from planner.transaction.record import now
+from planner.transaction.stage import require_exchange, staged, swap_in
 from planner.transaction.state import measure
 from planner.transaction.types import Event, Ledger, State
-from planner.transaction.way_back import changes_back
-from planner.transaction.writing import Changes, fill_stage
+from planner.transaction.undo.way_back import WayBack, way_back
+from planner.transaction.writer import exclusive
+from planner.transaction.writing import fill_stage, new_size
 
 __all__ = ["revert"]
 
 
-def revert(model: Path, *, to: int | None = None, by: str, progress: Progress | None = None) -> Ledger:
+def revert(
+    model: Path, *, to: int | None = None, by: str, low_space: bool = False, progress: Progress | None = None
+) -> Ledger:
     """Take back the last patch, or every patch after patch `to` (0: all of them). Returns the ledger afterwards.
 
+    The space of the stage is reserved before its first byte. With `low_space` there is no second copy of the weights:
+    `model` is moved aside, overwritten in its place under a journal, and put back; room for that was reserved when a
+    patch was applied so.
+
     Raises `NothingToRevert`, `LedgerDamaged` if the weights are not what the ledger says (taking a patch back would
-    then produce neither the old weights nor the new), `Locked`, `UnsafeInPlace` or a `StorageError`.
+    then produce neither the old weights nor the new), `Locked`, `UnsafeInPlace`, `FileInUse` or a `StorageError`.
     """
-    refuse_unsafe(model)
+    refuse_in_place(model)
     with exclusive(model):
+        refuse_linked(model)
         ledger = _required_ledger(model)
         keep = _kept(ledger, to)
         checkpoint = open_checkpoint(model)
-        told = Steps(progress, checkpoint.nbytes)
-        changes = changes_back(checkpoint, ledger.in_force[keep:])
-        fsio.require_space(model.parent, _bytes_needed(checkpoint, changes))
-        with staged(model, like=model) as stage:
+        patches = ledger.in_force[keep:]
+        way = way_back(model, checkpoint, patches)
+        changes = way.changes(checkpoint)
+        if low_space:
+            _refuse_sequential(way, changes)
+            fsio.remove_file(reserve_path(model))
+        needed = _bytes_needed(checkpoint, changes, low_space=low_space)
+        otherwise = (
+            "free it elsewhere" if low_space else "change the weights in their place: `planner revert --low-space`"
+        )
+        fsio.require_space(model.parent, needed, otherwise=otherwise)
+        with staged(model) as stage:
+            if not low_space:
+                require_exchange(stage)
+            told, digests = Steps(progress, checkpoint.nbytes), PieceDigests()
             try:
-                written = fill_stage(checkpoint, stage, changes, share=True, progress=told.step("writing"))
+                written = fill_stage(
+                    checkpoint,
+                    stage,
+                    changes,
+                    share=True,
+                    low_space=low_space,
+                    done=_digest if low_space else None,
+                    keep=partial(_keep, digests) if low_space else None,
+                    progress=told.step("writing"),
+                )
             except LedgerDamaged:
                 _refuse_damaged(model, ledger, measure(checkpoint))  # the better reason, if it is one
                 raise
             _refuse_damaged(model, ledger, written.before)
-            after = proven(checkpoint, stage, written, progress=told.step("verifying"))
+            after = state_of(stage, written)
             updated = _updated(ledger, keep, after, by)
+            if not low_space:
+                prove(stage, written, progress=told.step("verifying"))
             for event in ledger.events:
                 if event.kind == "applied":
                     copy_patch(model, stage, event.patch, undone=event.patch not in updated.in_force)
-            write_record(ledger_path(stage), encode_ledger(updated))
-            swap_in(stage, model)
+            content = encode_ledger(updated)
+            write_record(ledger_path(stage), content)
+            if low_space:
+                journal = Journal(
+                    way="revert",
+                    stage=stage.name,
+                    patches=patches,
+                    ledger=digest_bytes(content),
+                    tensors=tuple(digests.tensors),
+                    pieces=digest_bytes(bytes(digests.content)),
+                )
+                overwritten(
+                    model,
+                    stage,
+                    journal,
+                    digests,
+                    forwards=None,
+                    prove=partial(prove, stage, written, progress=told.step("verifying")),
+                    progress=told.step("overwriting"),
+                )
+            else:
+                swap_in(stage, model)
     return updated
+
+
+def _digest(piece: Piece) -> None:
+    """In a pass that goes back, the bytes there are are the patched ones."""
+    assert piece.old is not None
+    assert piece.new is not None
+    piece.outcome = PieceDigests.pair(piece.old, piece.new)
+
+
+def _keep(digests: PieceDigests, piece: Piece) -> None:
+    digests.add(piece.tensor, piece.number, piece.outcome)
+
+
+def _refuse_sequential(way: WayBack, changes: Changes) -> None:
+    refuse_other_sizes(changes)
+    if not all(layer().in_any_order for layers in way.layers.values() for layer in layers):
+        raise UnsafeInPlace(
+            "one of the patches was applied by an earlier version, whose undo data cannot be used piece by piece",
+            hint="leave --low-space out",
+        )
 
 
 def _required_ledger(model: Path) -> Ledger:
@@ -83,13 +158,14 @@ def _refuse_damaged(model: Path, ledger: Ledger, found: State) -> None:
         )
 
 
-def _bytes_needed(checkpoint: Checkpoint, changes: Changes) -> int:
-    rewritten = {checkpoint.tensors[name].shard for name in changes.tensors} | set(changes.headers)
-    needed = 0
-    for name in rewritten:
-        with fsio.storage_errors(checkpoint.path / name):
-            needed += (checkpoint.path / name).stat().st_size
-    return needed + 2**20
+def _bytes_needed(checkpoint: Checkpoint, changes: Changes, *, low_space: bool) -> int:
+    shards = [shard.name for shard in checkpoint.shards if changes.rewrites(checkpoint, shard.name)]
+    with fsio.storage_errors(checkpoint.path):
+        records = 3 * ledger_path(checkpoint.path).stat().st_size + 2**16
+    records += sum(len(content) for content in changes.files.values() if content)
+    if low_space:
+        return slot_bytes(checkpoint, changes.tensors) + records
+    return sum(new_size(checkpoint, changes, name) for name in shards) + records
 
 
 def _updated(ledger: Ledger, keep: int, after: State, by: str) -> Ledger:
@@ -103,17 +179,14 @@ def _updated(ledger: Ledger, keep: int, after: State, by: str) -> Ledger:
             "the restored weights are not the original ones", hint="nothing was changed; run `planner verify MODEL`"
         )
     event = Event(
-        kind="reverted",
-        patch=in_force[-1] if in_force else 0,
-        at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        by=by,
-        fingerprint=after.fingerprint,
+        kind="reverted", patch=in_force[-1] if in_force else 0, at=now(), by=by, fingerprint=after.fingerprint
     )
     return ledger.model_copy(
         update={
             "serial": ledger.serial + 1,
             "current": after,
             "in_force": in_force,
+            "reserve": 0,
             "events": (*ledger.events, event),
         }
     )

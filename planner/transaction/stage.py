@@ -13,88 +13,93 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from planner import fsio
-from planner.checkpoint import in_hub_cache
-from planner.errors import ReadOnly, StorageError, UnsafeInPlace
-from planner.transaction.state import files_of, folders_of
+from planner.errors import StorageError
 
-__all__ = ["exclusive", "leftovers", "publish", "refuse_unsafe", "staged", "swap_in"]
+__all__ = [
+    "finish_folders",
+    "journal_folder",
+    "leftovers",
+    "lock_file",
+    "publish",
+    "require_exchange",
+    "staged",
+    "swap_in",
+]
 
 
-@contextmanager
-def exclusive(final: Path) -> Iterator[None]:
-    """Be the only writer of the checkpoint `final`; first remove what a killed process left. Raises `Locked`."""
-    with fsio.lock(final.parent / f".{final.name}.planner-lock"):
-        for leftover in leftovers(final):
-            fsio.remove_tree(leftover)
-        yield
+def lock_file(final: Path) -> Path:
+    """Held by the writer of `final`."""
+    return final.parent / f".{final.name}.planner-lock"
+
+
+def journal_folder(final: Path) -> Path:
+    """There while a checkpoint is overwritten in its place (`low_space`)."""
+    return final.parent / f".{final.name}.planner-journal"
 
 
 def leftovers(final: Path) -> list[Path]:
     """Stages of `final` that a killed process left. Only under the lock is none of them in use."""
-    return sorted(final.parent.glob(f".{_literal(final.name)}.planner-stage-*"))
+    with fsio.storage_errors(final.parent):
+        return sorted(final.parent.glob(f".{_literal(final.name)}.planner-stage-*"))
 
 
 @contextmanager
-def staged(final: Path, *, like: Path) -> Iterator[Path]:
-    """An empty stage for `final`, with the mode of the folder `like`; removed if it is still there at the end.
+def staged(final: Path) -> Iterator[Path]:
+    """An empty stage for `final`; removed if it is still there at the end and no journal needs it.
 
     If the removal fails, the next command on `final` does it: that must neither hide why the transaction failed nor
     make a committed one look failed.
     """
     stage = final.parent / f".{final.name}.planner-stage-{secrets.token_hex(4)}"
     try:
-        fsio.make_folder(stage, like=like)
+        fsio.make_folder(stage)
         yield stage
     finally:
         with suppress(StorageError):
-            try:
-                fsio.remove_tree(stage)
-            except KeyboardInterrupt:
-                fsio.remove_tree(stage)
-                raise
+            if not journal_folder(final).exists():
+                try:
+                    fsio.remove_tree(stage)
+                except KeyboardInterrupt:
+                    fsio.remove_tree(stage)
+                    raise
+
+
+def require_exchange(stage: Path) -> None:
+    """Try, on two empty folders, whether this file system can swap names. Raises `UnsafeInPlace` if it cannot."""
+    first, second = stage / "first", stage / "second"
+    for folder in (first, second):
+        fsio.make_folder(folder)
+    try:
+        fsio.exchange_folders(first, second)
+    finally:
+        for folder in (first, second):
+            fsio.remove_tree(folder)
 
 
 def swap_in(stage: Path, final: Path) -> None:
     """The one visible step of an in-place change. Afterwards the old files are at `stage`."""
-    _fsync_folders(stage)
+    finish_folders(stage, final)
     fsio.exchange_folders(stage, final)
 
 
-def publish(stage: Path, final: Path) -> None:
-    """The one visible step of an out-of-place change."""
-    _fsync_folders(stage)
+def publish(stage: Path, final: Path, *, like: Path) -> None:
+    """The one visible step of an out-of-place change; the folders get the attributes of those of `like`."""
+    finish_folders(stage, like, writable=True)  # a copy of what one may not write is one's own
     fsio.publish_folder(stage, final)
 
 
-def refuse_unsafe(path: Path) -> None:
-    """Raise `UnsafeInPlace` for a folder whose files are links into a place that others read.
-
-    Raises `ReadOnly` for a folder that the user may not write into: the switch of names would get around that.
-    """
-    if path.is_symlink():
-        raise UnsafeInPlace(
-            f"{path} is a symbolic link to a checkpoint",
-            hint=f"name the folder itself, {path.resolve()}, or write a copy with --out DIR",
-        )
-    if in_hub_cache(path):
-        raise UnsafeInPlace(
-            f"{path} is a snapshot in a hub cache, whose files are shared",
-            hint="write a copy: --out DIR instead of --in-place",
-        )
-    for folder in (path, *(path / name for name in folders_of(path))):
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise ReadOnly(f"{folder} may not be written", hint="write a copy: --out DIR instead of --in-place")
-    for name in files_of(path):
-        if (path / name).is_symlink():
-            raise UnsafeInPlace(
-                f"{path / name} is a symbolic link, so its bytes belong to another place",
-                hint="write a copy: --out DIR instead of --in-place",
-            )
+def finish_folders(stage: Path, like: Path, *, writable: bool = False) -> None:
+    """Attributes as those of the folders of the same names in `like`, from the inside out; then all is durable."""
+    with fsio.storage_errors(stage):
+        folders = [Path(root) for root, _, _ in os.walk(stage, topdown=False, onerror=_raise)]
+    for folder in folders:
+        if (model := like / folder.relative_to(stage)).is_dir():
+            fsio.attributes_like(folder, model, writable=writable)
+        fsio.fsync_folder(folder)
 
 
-def _fsync_folders(stage: Path) -> None:
-    for root, _, _ in os.walk(stage, topdown=False):
-        fsio.fsync_folder(Path(root))
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _literal(name: str) -> str:

@@ -9,8 +9,10 @@ from pydantic import Field
 from planner.records import Record
 
 __all__ = [
+    "EvaluationSummary",
     "Event",
     "FileState",
+    "Frames",
     "Ledger",
     "Parent",
     "Receipt",
@@ -53,13 +55,30 @@ class Parent(Record):
     """Digest of its weights and configuration."""
 
 
+class EvaluationSummary(Record):
+    """What an evaluation found, in short; the whole of it lies beside the patch."""
+
+    file: str
+    """Its name in the record of the patch."""
+    digest: str
+    """Digest of that file."""
+    baseline: str
+    """Fingerprint of the checkpoint it was compared with."""
+    suite: str
+    """Name of the suite."""
+    accepted: bool | None
+    """Whether every gate passed; null where the suite has none."""
+    findings: tuple[str, ...]
+    """A sentence a metric: the difference, its interval, whether it is more than chance."""
+
+
 class Event(Record):
     """One line of the history."""
 
-    kind: Literal["applied", "reverted"]
+    kind: Literal["applied", "reverted", "evaluated"]
     """What happened."""
     patch: int
-    """applied: the number of the new patch. reverted: the last patch still in force afterwards, 0 for none."""
+    """applied: the number of the new patch. reverted, evaluated: the last patch in force then, 0 for none."""
     at: str
     """When, UTC."""
     by: str
@@ -78,6 +97,18 @@ class Event(Record):
     """How many tensors changed."""
     changed_elements: int = 0
     """How many stored numbers changed."""
+    largest_change: float | None = None
+    """Largest ‖W - W₀‖F/‖W₀‖F of any tensor against the original, all patches in force together; null if unknown."""
+    approved_by: tuple[str, ...] = ()
+    """Who approved the modifications."""
+    approved_by_flag: bool = False
+    """Whether some of them were approved by `apply --yes` and not in a review."""
+    signed_by: str | None = None
+    """Whose signature under the approval was verified."""
+    records: dict[str, str] = {}
+    """Digests of the files in the record of the patch, by name; `verify` holds them to it."""
+    evaluation: EvaluationSummary | None = None
+    """What was found, for an evaluation."""
 
 
 class Ledger(Record):
@@ -89,18 +120,31 @@ class Ledger(Record):
     """How many transactions there were."""
     parent: Parent | None
     """Where the first weights came from, if this folder was written by `apply --out`."""
+    inherited: dict[str, float] = {}
+    """At most how far each tensor was from its first weights already when this history began: ‖ΔW‖F/‖W₀‖F."""
     original: State
     """Before the first patch; `revert --to 0` goes back to it."""
     current: State
     """Now."""
     in_force: tuple[int, ...]
     """Numbers of the patches that the weights contain, oldest first."""
+    reserve: int = 0
+    """Bytes kept free beside the ledger, for a revert that may find a full disk."""
     events: tuple[Event, ...]
     """What happened, oldest first."""
 
 
+class Frames(Record):
+    """How the old bytes of a tensor are got back from the new ones: one frame a piece (`frames`)."""
+
+    table: str | None = None
+    """The array of the undo data with the new pattern of every old one, where there is such a table."""
+    parts: tuple[tuple[str, int, int], ...]
+    """Where the frames lie, in order: an array of the undo data, where they begin in it, and how many bytes."""
+
+
 class Residual(Record):
-    """How the old bytes of a tensor are got back from the new ones."""
+    """How the old bytes of a tensor are got back from the new ones, in ledgers of versions before 0.6."""
 
     table: str
     """The array of the undo data that has the new pattern of every old one."""
@@ -127,7 +171,9 @@ class ReceiptTensor(Record):
     """How many of them are stored with other bits now."""
     relative_change: float | None
     """‖ΔW‖F / ‖W‖F as stored."""
-    undo: Residual | None = None
+    cumulative_change: float | None = None
+    """‖W - W₀‖F/‖W₀‖F against the original, all patches in force together; null for a tensor that was not there."""
+    undo: Frames | Residual | None = None
     """How its old bytes are got back; null where the undo data hold them under its name, or there were none."""
 
 
@@ -175,12 +221,20 @@ class Receipt(Record):
     """Ids of the modifications that were applied."""
     rejected: tuple[str, ...]
     """Ids of the modifications that the reviewer rejected."""
+    approvals: dict[str, str] = {}
+    """Who approved each modification, and how: `NAME (review)`, `NAME (yes)`, `NAME (rule)`."""
+    signed_by: str | None = None
+    """Whose signature under the approval was verified."""
+    policy_digest: str | None = None
+    """Digest of the policy that it was reviewed and applied under."""
     tensors: tuple[ReceiptTensor, ...]
     """Every tensor whose bits changed, or that is new."""
     files: tuple[ReceiptFile, ...] = ()
     """Every header, index and configuration that changed."""
     undo_bytes: int
     """Size of the undo data."""
+    changed_bytes: int = 0
+    """Size of the tensors that changed."""
 
 
 class Verification(Record):
@@ -202,6 +256,8 @@ class Verification(Record):
     """Tensors whose bytes are not what the ledger says."""
     damaged_files: tuple[str, ...] = ()
     """Files whose bytes or mode are not what the ledger says, or that are missing."""
+    damaged_records: tuple[str, ...] = ()
+    """Files in the records of patches (plans, receipts, undo data) that are not what the ledger says."""
     added_files: tuple[str, ...] = ()
     """Files that the ledger does not know; no damage."""
     files: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -12,10 +12,12 @@ from planner.dtypes import bytes_needed, float_dtype
 from planner.effects import CheckReport
 from planner.transaction.edits import Addition, Edits, Patterns, TensorEdit
 from planner.transaction.layout import INDEX, added_to, extended_header, extended_index
-from planner.transaction.residuals import Coding
+from planner.transaction.pieces import Added, Bytes, Change, Changes, Content
 from planner.transaction.types import ReceiptFile, ReceiptTensor
-from planner.transaction.undo import UndoArrays
-from planner.transaction.writing import Added, Bytes, Change, Changes, Content, Written
+from planner.transaction.undo.data import UndoArrays
+from planner.transaction.undo.frames import Framing
+from planner.transaction.undo.residuals import Coding
+from planner.transaction.writing import Written
 
 __all__ = ["Work"]
 
@@ -25,78 +27,97 @@ _CONFIG = "config.json"
 class Work:
     """What one patch does to the files of a checkpoint."""
 
-    def __init__(self, checkpoint: Checkpoint, edits: Edits, report: CheckReport) -> None:
-        """`report` says which tensors keep their bits after all, and how far each of the others is moved."""
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tensors: Mapping[str, Change],
+        modifications: Mapping[str, tuple[str, ...]],
+        *,
+        added: Mapping[str, Sequence[Added]],
+        headers: Mapping[str, bytes],
+        files: Mapping[str, bytes],
+        relative: Mapping[str, float | None],
+    ) -> None:
+        """`modifications` are the ids of those folded into each tensor of `tensors`; `relative` how far it is moved."""
         self.checkpoint = checkpoint
-        outcomes = {tensor.name: tensor for tensor in report.tensors}
-        void = {name for name, outcome in outcomes.items() if not outcome.changed_elements}
-        self._relative = {name: outcome.relative_change for name, outcome in outcomes.items()}
-        self._edits = {edit.name: edit for edit in edits.tensors if edit.name not in void}
-        self._added = added_to(checkpoint, edits.additions)
-        self.codings: dict[str, Coding] = {}
+        self._modifications, self._relative = modifications, relative
+        self._new_files = dict(files)
+        self.codings = {name: change.coding for name, change in tensors.items() if change.coding}
         """Of the tensors that are changed by a table."""
-        kept: dict[bytes, Coding] = {}  # many tensors are changed alike
-        for edit in self._edits.values():
-            if edit.table is not None:
-                key = edit.table.tobytes()
-                kept[key] = kept.get(key) or Coding(edit.table)
-                self.codings[edit.name] = kept[key]
-        headers = {shard: extended_header(checkpoint, shard, those) for shard, those in self._added.items()}
-        files = self._files(edits)
-        self._new_files = files
-        self.changes = Changes(
-            tensors={edit.name: self._change(edit) for edit in self._edits.values()},
-            added={shard: [_added(addition) for addition in those] for shard, those in self._added.items()},
-            headers=headers,
-            files=dict(files),  # None is for a file that goes away, which a patch never does
-        )
+        self.changes = Changes(tensors=tensors, added=added, headers=headers, files=dict(files))
         self._replaced: dict[tuple[str, bool], bytes | None] = {}
         """What is replaced: a file by its name, its header alone with True; None where there was nothing."""
         self._replaced |= {(shard, True): checkpoint.header_bytes(shard) for shard in headers}
         self._replaced |= {(name, False): self._present(name) for name in files}
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, edits: Edits, report: CheckReport) -> Work:
+        """That of a checked plan; `report` says which tensors keep their bits after all, and how far others move."""
+        outcomes = {tensor.name: tensor for tensor in report.tensors}
+        void = {name for name, outcome in outcomes.items() if not outcome.changed_elements}
+        chosen = [edit for edit in edits.tensors if edit.name not in void]
+        added = added_to(checkpoint, edits.additions)
+        return cls(
+            checkpoint,
+            _changes(checkpoint, chosen),
+            {edit.name: tuple(dict.fromkeys(edit.modifications)) for edit in chosen},
+            added={shard: [_added(addition) for addition in those] for shard, those in added.items()},
+            headers={shard: extended_header(checkpoint, shard, those) for shard, those in added.items()},
+            files=_files(checkpoint, edits, added),
+            relative={name: outcome.relative_change for name, outcome in outcomes.items()},
+        )
 
     @property
     def replaced(self) -> dict[str, bytes]:
         """What stood where a new header or small file stands now, by a name of its own."""
         return {_key(*which): content for which, content in self._replaced.items() if content is not None}
 
-    def coded(self, written: Written) -> list[str]:
-        """The changed tensors that are got back with a residual."""
-        return [name for name in self._edits if written.outcomes[name].coded]
+    @property
+    def relative(self) -> Mapping[str, float | None]:
+        """‖ΔW‖F / ‖W‖F of each tensor that changes."""
+        return {name: self._relative.get(name) for name in self.changes.tensors}
 
-    def originals(self, written: Written) -> list[str]:
-        """The changed tensors whose bytes are kept."""
-        return [name for name in self._edits if not written.outcomes[name].coded]
+    def add_file(self, name: str, content: bytes) -> None:
+        """A small file with other content, which was not known before the weights were written."""
+        self._new_files[name] = content
+        self._replaced[name, False] = self._present(name)
 
-    def receipts(self, written: Written, arrays: UndoArrays) -> tuple[ReceiptTensor, ...]:
-        """What was done to each tensor."""
+    def framings(self) -> dict[str, Framing]:
+        """What makes the undo data of each tensor that changes."""
+        tensors = self.checkpoint.tensors
+        return {
+            name: Framing(tensors[name].dtype, tensors[name].shape, self.codings.get(name))
+            for name in self.changes.tensors
+        }
+
+    def receipts(self, written: Written) -> tuple[ReceiptTensor, ...]:
+        """What was done to each tensor, as far as it is known before the undo data are."""
         changed = [
             ReceiptTensor(
                 name=name,
                 shard=self.checkpoint.tensors[name].shard,
-                modifications=tuple(dict.fromkeys(edit.modifications)),
+                modifications=modifications,
                 before=written.before.tensors[name],
                 after=written.outcomes[name].digest,
                 elements=self.checkpoint.tensors[name].elements,
                 changed_elements=written.outcomes[name].changed_elements,
                 relative_change=self._relative.get(name),
-                undo=arrays.residuals.get(name),
             )
-            for name, edit in self._edits.items()
+            for name, modifications in self._modifications.items()
         ]
         added = [
             ReceiptTensor(
-                name=addition.name,
+                name=one.name,
                 shard=shard,
-                modifications=tuple(dict.fromkeys(addition.modifications)),
+                modifications=one.modifications,
                 before=None,
-                after=written.outcomes[addition.name].digest,
-                elements=prod(addition.shape),
-                changed_elements=prod(addition.shape),
+                after=written.outcomes[one.name].digest,
+                elements=one.elements,
+                changed_elements=one.elements,
                 relative_change=None,
             )
-            for shard, those in self._added.items()
-            for addition in those
+            for shard, those in self.changes.added.items()
+            for one in those
         ]
         return (*changed, *added)
 
@@ -116,19 +137,6 @@ class Work:
             )
         return tuple(found)
 
-    def _change(self, edit: TensorEdit) -> Change:
-        if edit.name in self.codings:
-            return Change(coding=self.codings[edit.name])
-        return Change(content=_rewritten(self.checkpoint, edit))
-
-    def _files(self, edits: Edits) -> dict[str, bytes]:
-        files = {}
-        if self._added and (index := extended_index(self.checkpoint, self._added)) is not None:
-            files[INDEX] = index
-        if edits.config is not None and edits.config != self.checkpoint.config_bytes:
-            files[_CONFIG] = edits.config
-        return files
-
     def _present(self, name: str) -> bytes | None:
         path = self.checkpoint.path / name
         return path.read_bytes() if path.is_file() else None
@@ -138,13 +146,35 @@ def _key(name: str, header: bool) -> str:
     return f"{'header' if header else 'file'} {name}"
 
 
+def _changes(checkpoint: Checkpoint, edits: Sequence[TensorEdit]) -> dict[str, Change]:
+    changes = {}
+    kept: dict[bytes, Coding] = {}  # many tensors are changed alike
+    for edit in edits:
+        if edit.table is None:
+            changes[edit.name] = Change(content=_rewritten(checkpoint, edit))
+        else:
+            key = edit.table.tobytes()
+            kept[key] = kept.get(key) or Coding(edit.table)
+            changes[edit.name] = Change(coding=kept[key])
+    return changes
+
+
+def _files(checkpoint: Checkpoint, edits: Edits, added: dict[str, list[Addition]]) -> dict[str, bytes]:
+    files = {}
+    if added and (index := extended_index(checkpoint, added)) is not None:
+        files[INDEX] = index
+    if edits.config is not None and edits.config != checkpoint.config_bytes:
+        files[_CONFIG] = edits.config
+    return files
+
+
 def _added(addition: Addition) -> Added:
     def content() -> Iterator[Bytes]:
         for block in addition.content():
             yield np.frombuffer(block, np.uint8)
 
     nbytes = bytes_needed(addition.dtype, addition.shape)
-    return Added(addition.name, content, nbytes, prod(addition.shape))
+    return Added(addition.name, content, nbytes, prod(addition.shape), tuple(dict.fromkeys(addition.modifications)))
 
 
 def _rewritten(checkpoint: Checkpoint, edit: TensorEdit) -> Content:

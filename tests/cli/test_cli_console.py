@@ -15,7 +15,10 @@ VERBS = (
     *("profile", "propose", "check", "review", "apply", "log", "verify", "revert", "recover", "diff", "evaluate"),
     *("run", "schemas"),
 )
-HEAVY = ("numpy", "numba", "torch", "transformers", "litellm", "openai", "httpx", "fastapi", "rich", "pydantic")
+HEAVY = (
+    *("numpy", "numba", "zstandard", "torch", "transformers"),
+    *("litellm", "openai", "httpx", "fastapi", "rich", "pydantic"),
+)
 
 
 class Terminal(io.StringIO):

@@ -5,10 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import subprocess
 import sys
-from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -205,7 +203,10 @@ def test_a_policy_holds_for_check_and_apply(planner, approved, tiny_model, tmp_p
     checked = planner("check", approved, "--model", tiny_model, "--policy", policy, "--json")
     assert checked.status == 3
     assert {problem["modification"] for problem in checked.json["problems"]} == {"m01", "m02", "m03"}
-    result = planner("apply", approved, "--model", tiny_model, "--in-place", "--policy", policy)
+    unseen = planner("apply", approved, "--model", tiny_model, "--in-place", "--policy", policy)
+    failed(unseen, 3, "plan-not-approved", "which differ in operations, protected")
+    assert planner("review", approved, "--model", tiny_model, "--policy", policy, "--approve", "all").status == 0
+    result = planner("apply", approved, "--model", tiny_model, "--in-place")
     failed(result, 3, "plan-refused", "the policy protects")
     policy.write_text("proteced = []\n")
     failed(planner("check", approved, "--model", tiny_model, "--policy", policy), 2, "policy-invalid", "proteced")
@@ -327,8 +328,7 @@ def test_a_refusing_endpoint_is_status_6_and_the_transcript_holds_the_question(p
 def test_a_full_disk_is_status_7_before_the_first_byte(
     planner, approved, tiny_model, tmp_path, monkeypatch, everything
 ):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 99, 1))
+    monkeypatch.setattr("planner.fsio.room.free_bytes", lambda _: 1)
     before = everything(tmp_path)
     result = planner("apply", approved, "--model", tiny_model, "--out", tmp_path / "out", "--json")
     failed(result, 7, "no-space", "bytes are needed")

@@ -263,7 +263,7 @@ def test_a_model_none_of_whose_tensors_can_be_measured(
     assert "only checkpoints in the names of transformers can be probed" in result.err
 
 
-@pytest.mark.parametrize("inner", ["planner.probes.measuring.Machine.measure", "os.replace"])
+@pytest.mark.parametrize("inner", ["planner.probes.measuring.Machine.measure", "planner.fsio.calls.rename"])
 def test_ctrl_c_leaves_no_half_of_the_evidence(
     planner: Run, tiny_model: Path, tmp_path: Path, everything: Any, monkeypatch: pytest.MonkeyPatch, inner: str
 ) -> None:

@@ -193,7 +193,7 @@ def test_recover_says_what_it_removed_and_that_the_rest_is_whole(planner, tiny_m
     stage.mkdir()
     found = planner("recover", tiny_model)
     assert found.status == 0
-    assert f"removed {stage}" in found.out
+    assert f"cleaned up {stage}" in found.out
     assert "is whole" in found.out
     assert not stage.exists()
 

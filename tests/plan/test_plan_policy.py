@@ -85,7 +85,11 @@ def test_the_effects_of_a_policy_are_those_that_a_check_finds() -> None:
 
 def test_the_default_policy_is_shown_whole() -> None:
     shown = policy_as_toml(Policy())
-    assert [line.partition(" = ")[0] for line in shown.splitlines()] == list(Policy.model_fields)
+    assert [line.partition(" = ")[0] for line in shown.splitlines()] == [
+        name
+        for name in Policy.model_fields
+        if name != "largest_cumulative_change"  # it has no value of its own
+    ]
     assert 'refuse = ["void"]' in shown
     assert "allow_void = false" in shown
     assert read_policy(shown) == Policy()

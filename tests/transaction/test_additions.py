@@ -18,7 +18,7 @@ from snapshots import approved_plan, change, files, litter, scale
 from planner.checkpoint import fingerprint_checkpoint, open_checkpoint
 from planner.errors import StorageError, UsageError
 from planner.plan import Policy
-from planner.transaction import Receipt, apply, apply_plan, read_ledger, revert, verify
+from planner.transaction import Receipt, apply_plan, checked_plan, read_ledger, revert, verify
 from planner.transaction.edits import Edits
 
 ANY = Policy(largest_relative_change=1e30, largest_total_change=1e30)
@@ -60,14 +60,14 @@ def _model(folder: Path, shards: int) -> Path:
 @pytest.fixture
 def with_more(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Lets every plan that is applied add tensors, or change config.json, beside what it says."""
-    real = apply.edits_of
+    real = checked_plan.edits_of
 
     def more(*additions: New, config: bytes | None = None) -> None:
         def edits(*arguments: Any) -> Edits:
             found = real(*arguments)
             return Edits(found.tensors, additions, config)
 
-        monkeypatch.setattr(apply, "edits_of", edits)
+        monkeypatch.setattr(checked_plan, "edits_of", edits)
 
     return more
 
@@ -186,7 +186,7 @@ def test_a_fault_at_every_call_leaves_the_old_state_or_the_new_one(
         model = _model(tmp_path / f"{number}" / "model", 1)
         old = files(model)
         with_more(BIASES[0], config=CONFIG)
-        plan = approved_plan(model, scale(2, layers="1"))
+        plan = approved_plan(model, scale(2, layers="1"), policy=ANY)
 
         def run(model: Path = model, plan: Any = plan) -> Receipt:
             return apply_plan(plan, model, out=None, policy=ANY, by="tester")

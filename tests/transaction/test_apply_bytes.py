@@ -57,7 +57,7 @@ def test_scaled_weights_are_what_torch_would_store(tmp_path: Path, dtype: str, s
     assert {tensor.name for tensor in receipt.tensors} == changed
     # File by file: the same names, modes and bytes, but for the data of shards that hold a changed tensor.
     new_files = files(result)
-    assert new_files.keys() == old_files.keys()
+    assert new_files.keys() == old_files.keys() | (set() if in_place else {"README.md"})  # the card of a new folder
     for name, (mode, content) in old_files.items():
         assert new_files[name][0] == mode
         if name in {tensor.shard for tensor in receipt.tensors}:
@@ -154,7 +154,7 @@ def test_the_result_loads_with_transformers_and_holds_the_planned_weights(tmp_pa
 
 def test_rejected_modifications_are_left_out(tmp_path: Path) -> None:
     model = small_model(tmp_path / "model")
-    plan = approved_plan(model, scale(2, layers="0"), scale(2, layers="1"))
+    plan = approved_plan(model, scale(2, layers="0"), scale(2, layers="1"), policy=ANY)
     plan = decide(plan, ["m01"], "rejected", reviewer="tester", comment="not this one")
     before = stored(model)
     receipt = apply_plan(plan, model, out=tmp_path / "out", policy=ANY, by="tester")
@@ -171,18 +171,6 @@ def test_an_empty_output_folder_is_taken(tmp_path: Path) -> None:
     change(model, scale(2, layers="0"), out=tmp_path / "out")
     assert verify(tmp_path / "out").sound
     assert litter(tmp_path) == []
-
-
-def test_a_file_with_two_names_is_not_changed_under_the_other_one(tmp_path: Path) -> None:
-    model = small_model(tmp_path / "model", shards=1)
-    other = tmp_path / "other.safetensors"
-    other.hardlink_to(model / "model.safetensors")
-    (tmp_path / "other.json").hardlink_to(model / "config.json")
-    before = other.read_bytes(), (tmp_path / "other.json").read_bytes()
-    change(model, scale(2, layers="0"))
-    assert (other.read_bytes(), (tmp_path / "other.json").read_bytes()) == before
-    assert (model / "model.safetensors").read_bytes() != before[0]
-    assert not (model / "config.json").samefile(tmp_path / "other.json")
 
 
 def test_a_hub_snapshot_is_copied_with_the_bytes_its_links_lead_to(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from planner.errors import (
     UsageError,
     VoidModification,
 )
+from planner.fsio import calls, room
 from planner.plan import Plan, Policy, decide
 from planner.transaction import apply_plan, revert, verify
 
@@ -135,7 +136,11 @@ def test_a_modification_without_effect_is_refused_unless_it_is_allowed(model: Pa
 def test_a_plan_that_changes_nothing_at_all_can_be_allowed_and_taken_back(model: Path, place: str) -> None:
     before = files(model)
     receipt = change(
-        model, scale(1.0001, layers="0"), out=model.parent / "out" if place == "out" else None, allow_void=True
+        model,
+        scale(1.0001, layers="0"),
+        out=model.parent / "out" if place == "out" else None,
+        allow_void=True,
+        card=False,
     )
     assert receipt.tensors == ()
     assert files(Path(receipt.path)) == before
@@ -155,16 +160,16 @@ def test_a_plan_that_changes_nothing_at_all_can_be_allowed_and_taken_back(model:
     ],
 )
 def test_what_is_outside_the_policy_is_refused(model: Path, place: str, policy: Policy, said: str) -> None:
-    plan = approved_plan(model, scale(1.5, layers="0"), scale(1.5, layers="1"))
+    plan = approved_plan(model, scale(1.5, layers="0"), scale(1.5, layers="1"), policy=policy)
     error = _refused(plan, model, PlanRefused, place, policy=policy)
     assert said in "\n".join(error.problems)  # type: ignore[attr-defined]
 
 
 def test_a_rejected_modification_does_not_count_against_the_policy(model: Path) -> None:
-    plan = decide(
-        approved_plan(model, scale(1.5, layers="0"), scale(1.5, layers="1")), ["m02"], "rejected", reviewer="tester"
-    )
-    apply_plan(plan, model, out=None, policy=Policy(most_modifications=1), by="tester")
+    policy = Policy(most_modifications=1)
+    plan = approved_plan(model, scale(1.5, layers="0"), scale(1.5, layers="1"), policy=policy)
+    plan = decide(plan, ["m02"], "rejected", reviewer="tester")
+    apply_plan(plan, model, out=None, policy=policy, by="tester")
 
 
 @PLACES
@@ -188,8 +193,9 @@ def test_a_rejected_modification_does_not_count_against_the_policy(model: Path) 
 def test_what_makes_no_sense_for_this_model_is_refused(
     model: Path, place: str, modification: dict[str, Any], said: str
 ) -> None:
-    plan = approved_plan(model, scale(2, layers="3"), modification)
-    error = _refused(plan, model, PlanRefused, place, policy=Policy(largest_relative_change=1e300))
+    policy = Policy(largest_relative_change=1e300)
+    plan = approved_plan(model, scale(2, layers="3"), modification, policy=policy)
+    error = _refused(plan, model, PlanRefused, place, policy=policy)
     assert said in "\n".join(error.problems)  # type: ignore[attr-defined]
 
 
@@ -282,9 +288,10 @@ def test_too_little_space_is_noticed_before_the_first_byte(
     model: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = approved_plan(model, scale(2, layers="0"))
-    monkeypatch.setattr(fsio.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+    monkeypatch.setattr(room.os, "statvfs", lambda _: SimpleNamespace(f_bavail=2**8, f_frsize=2**12))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fsio, "create_file", lambda *_, **__: pytest.fail("something was written"))
+        for call in ("create", "fallocate", "clone", "link"):
+            patch.setattr(calls, call, lambda *_: pytest.fail("something was written"))
         assert _refused(plan, model, NoSpace, place).exit_status == 7
 
 
@@ -299,7 +306,7 @@ def test_no_place_is_written_that_is_read_only(model: Path, place: str, monkeypa
         return real(path, flags, mode)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fsio.os, "open", read_only)
+        patch.setattr(calls.os, "open", read_only)
         assert _refused(plan, model, ReadOnly, place).exit_status == 7
 
 
@@ -401,11 +408,11 @@ def test_a_disk_that_fills_up_on_the_way_leaves_the_old_state(
     tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real full disk: it looks large enough at first, and is not."""
-    with _tiny_disk(tmp_path / "disk", "512k") as disk:
+    with _tiny_disk(tmp_path / "disk", "448k") as disk:
         tensors = {f"layers.{layer}.w.weight": ("BF16", random_tensor((100, 300), seed=layer)) for layer in range(4)}
         model = write_checkpoint(disk / "model", tensors, shards=2)
         plan = approved_plan(model, scale(1.5, layers="0-3"))
-        monkeypatch.setattr(fsio.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**40))
+        monkeypatch.setattr(room.os, "statvfs", lambda _: SimpleNamespace(f_bavail=2**28, f_frsize=2**12))
         with nothing_changes(disk), pytest.raises(NoSpace):
             apply_plan(plan, model, out=disk / "out" if place == "out" else None, policy=Policy(), by="tester")
 

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blake3 import blake3
-from snapshots import approved_plan, change, everything, files, litter, scale, small_model
+from snapshots import ANY, approved_plan, change, everything, files, litter, scale, small_model, stored
 
 from planner.checkpoint import digest_file, fingerprint_checkpoint, open_checkpoint, tensor_digests
 from planner.errors import NothingToRevert, StorageError
 from planner.plan import Policy, read_plan
-from planner.transaction import (
-    Ledger,
-    Receipt,
-    State,
-    apply_plan,
-    patch_folder,
-    read_ledger,
-    revert,
-    verify,
-)
+from planner.transaction import Ledger, Receipt, State, apply_plan, patch_folder, read_ledger, revert, verify
 from planner.transaction.ledger import ledger_path
+from planner.transaction.types import Frames
+from planner.transaction.undo.frames import RAW
 
 
 @pytest.fixture
@@ -107,12 +101,14 @@ def test_an_output_remembers_what_it_was_made_from(model: Path, tmp_path: Path) 
 def test_receipt_and_ledger_say_what_is_on_the_disk(model: Path, tmp_path: Path, in_place: bool) -> None:
     before = tensor_digests(open_checkpoint(model))
     fingerprint = _fingerprint(model)
-    plan = approved_plan(model, scale(1.5, layers="0-1"), scale(3, layers="1"), id="my-plan", goal="clearer")
+    policy = Policy(largest_relative_change=9, largest_total_change=9, largest_cumulative_change=9)
+    edits = (scale(1.5, layers="0-1"), scale(3, layers="1"))
+    plan = approved_plan(model, *edits, id="my-plan", goal="clearer", policy=policy)
     receipt = apply_plan(
         plan,
         model,
         out=None if in_place else tmp_path / "out",
-        policy=Policy(largest_relative_change=9, largest_total_change=9),
+        policy=policy,
         by="tester",
     )
     result = Path(receipt.path)
@@ -188,11 +184,19 @@ def test_a_ledger_with_digests_of_whole_shards_is_still_verified(model: Path) ->
 
 
 def test_undo_data_are_safetensors_that_any_tool_reads(model: Path) -> None:
+    """And the receipt says which bytes of them are a tensor's: a frame, here of bytes that nothing else could give."""
     numpy = pytest.importorskip("safetensors.numpy")
-    change(model, {"target": {"tensors": ["model.norm.weight"]}, "operation": {"kind": "zero"}})
+    old = stored(model)["model.norm.weight"]
+    receipt = change(model, {"target": {"tensors": ["model.norm.weight"]}, "operation": {"kind": "zero"}})
     kept = numpy.load_file(patch_folder(model, 1) / "undo.safetensors")
-    assert list(kept) == ["model.norm.weight"]
-    assert kept["model.norm.weight"].any()
+    undo = receipt.tensors[0].undo
+    assert isinstance(undo, Frames)
+    assert undo.table is None
+    ((array, begin, size),) = undo.parts
+    assert (begin, size, list(kept)) == (0, kept[array].size, [array])
+    length = int.from_bytes(kept[array][:4].tobytes(), "little")
+    assert length + 4 == size <= 4 + 1 + old.size
+    assert kept[array][4:].tobytes() == bytes([RAW]) + old.tobytes()
 
 
 def test_a_model_without_history_has_nothing_to_revert_and_is_sound(model: Path) -> None:
@@ -223,9 +227,14 @@ def test_only_a_patch_in_force_can_be_gone_back_to(model: Path) -> None:
 
 def test_an_undo_that_would_not_give_the_original_is_not_committed(model: Path) -> None:
     """The ledger is the measure, not the undo data: here both undo data and weights are sound, but of other patches."""
-    change(model, scale(2, layers="0"))
+
+    def noise(seed: int) -> dict[str, Any]:
+        operation = {"kind": "noise", "std": 10, "seed": seed}
+        return {"target": {"tensors": ["model.norm.weight"]}, "operation": operation}
+
+    change(model, noise(1), policy=ANY)
     kept = (patch_folder(model, 1) / "undo.safetensors").read_bytes()
-    change(model, scale(2, layers="0"))
+    change(model, noise(2), policy=ANY)
     (patch_folder(model, 2) / "undo.safetensors").write_bytes(kept)
     before = everything(model.parent)
     with pytest.raises(StorageError, match="not the original ones"):
