@@ -6,10 +6,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CODE := planner tests examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-model test check format format-check lint types floors schemas schemas-check effects-sweep bench bench-profile bench-apply bench-evidence bench-analyst test-openai3 lock clean
+.PHONY: help demo demo-model test check format format-check lint types floors schemas schemas-check effects-sweep torture bench bench-profile bench-apply bench-transaction bench-evidence bench-analyst test-openai3 lock clean
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -72,6 +72,9 @@ effects-sweep: $(VENV)/.dev ## Every operation on every role of every family, ag
 	PLANNER_SWEEP=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -rA -q tests/effects/test_effects_cells.py \
 		tests/effects/test_effects_compensations.py tests/effects/test_effects_loaders.py
 
+torture: $(VENV)/.dev ## Crashes, full and lying disks, power cuts, against apply, revert and recover (20 minutes; root for all of it)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/torture.py
+
 bench: $(VENV)/.dev ## Speed and memory, as ratios side by side in one run
 	$(BIN)/python tests/bench/bench.py
 
@@ -87,6 +90,9 @@ $(VENV)/mergekit/bin/python: | $(BIN)/python
 
 bench-apply: $(VENV)/.dev $(VENV)/mergekit/bin/python ## Preview and apply against cp, mergekit, a plain script (LIST=FILE)
 	$(BIN)/python tests/bench/bench_apply.py --mergekit $(VENV)/mergekit/bin/python $(if $(LIST),--modifications "$(LIST)")
+
+bench-transaction: $(VENV)/.dev ## Memory, time, room and undo data of apply, revert, verify, patches (LIST=FILE)
+	$(BIN)/python tests/bench/bench_transaction.py $(if $(LIST),--modifications "$(LIST)")
 
 # optuna has an environment of its own, too: it is a control here and nothing that the planner needs.
 $(VENV)/optuna/bin/python: | $(BIN)/python

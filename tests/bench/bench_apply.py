@@ -78,7 +78,7 @@ def main() -> None:
         listed = json.loads(options.modifications.read_text()) if options.modifications else of_the_same_shape()
         modifications = [modification(item) for item in listed]
         plan = a_plan(model, *modifications)
-        plan = decide(plan, [m.id for m in plan.modifications], "approved", reviewer="bench")
+        plan = decide(plan, [m.id for m in plan.modifications], "approved", reviewer="bench", policy=POLICY)
         profile_of(open_checkpoint(model))  # as anybody has done who has a plan
         size = sum(path.stat().st_size for path in model.iterdir())
         reached = {m["target"]["tensors"][0] for m in modifications}
@@ -261,7 +261,7 @@ import sys
 from pathlib import Path
 from planner.plan import Policy, read_plan
 from planner.transaction import apply_plan
-import planner.profile.profiler, planner.transaction.kernels
+import planner.profile.profiler, planner.transaction.undo.kernels
 def peak(): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])
 plan = read_plan(Path(sys.argv[2]).read_text())
 policy = Policy(refuse=(), largest_relative_change=1e9, largest_total_change=1e9)
