@@ -86,6 +86,12 @@ def story(folder: Path) -> dict[str, Any]:
     run(folder, f"planner review argued.json --model {MODEL} --approve all --why 'it cites what was measured'")
     run(folder, f"planner apply argued.json --model {MODEL} --out argued")
     run(folder, f"planner evaluate argued --baseline {MODEL} --suite inventory.toml --controls 19", statuses=(0, 5))
+    run(folder, "planner log argued --patch 1")
+    chapter("14. The same change elsewhere.", "The patch alone: it needs nothing of what the plan read; bit for bit.")
+    run(folder, "planner export-patch argued --out inventory.patch")
+    run(folder, f"planner apply inventory.patch --model {MODEL} --in-place --low-space")
+    run(folder, f"planner diff argued {MODEL}")
+    run(folder, f"planner revert {MODEL} --low-space")
     found: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
     return found
 

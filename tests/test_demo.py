@@ -36,7 +36,7 @@ def test_the_demo_tells_the_whole_story_and_leaves_the_example_alone(tmp_path: P
     assert verbs == [
         *("profile", "map", "propose", "check", "import-patch", "check", "review", "apply", "diff", "evaluate"),
         *("revert", "verify", "log", "run", "probe", "run", "propose", "check", "propose", "report"),
-        *("review", "apply", "evaluate"),
+        *("review", "apply", "evaluate", "log", "export-patch", "apply", "diff", "revert"),
     ]
     for effect in ("m01: effective", "m02: invariant", "m03: rescales_logits", "m04: void"):
         name, _, word = effect.partition(": ")

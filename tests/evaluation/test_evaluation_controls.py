@@ -39,9 +39,10 @@ def inflated(models, tmp_path_factory) -> Path:
 
 def made(model: Path, out: Path, *modifications: dict) -> tuple[Path, Wanted]:
     """The checkpoint that a plan makes, and how its controls are asked for."""
+    policy = Policy(largest_relative_change=1e9, largest_total_change=1e9)
     plan = a_plan(model, *modifications)
-    plan = decide(plan, [m.id for m in plan.modifications], "approved", reviewer="tester")
-    apply_plan(plan, model, out=out, policy=Policy(largest_relative_change=1e9, largest_total_change=1e9), by="tester")
+    plan = decide(plan, [m.id for m in plan.modifications], "approved", reviewer="tester", policy=policy)
+    apply_plan(plan, model, out=out, policy=policy, by="tester")
     return out, Wanted(count=19, modifications=plan.modifications)
 
 

@@ -74,9 +74,10 @@ def test_a_plan_in_memory_is_the_plan_on_disk(tmp_path):
     checkpoint = open_checkpoint(TINY)
     around = surroundings_of(checkpoint, tmp_path)
     changes = new_values(combined([resolved(m, around) for m in plan.modifications], around), around)
-    plan = decide(plan, [m.id for m in plan.modifications], "approved", reviewer="tester")
+    policy = Policy(largest_relative_change=10)
+    plan = decide(plan, [m.id for m in plan.modifications], "approved", reviewer="tester", policy=policy)
     out = tmp_path / "out"
-    apply_plan(plan, TINY, out=out, policy=Policy(largest_relative_change=10), by="tester")
+    apply_plan(plan, TINY, out=out, policy=policy, by="tester")
     stored = values(out)
     for name, array in changes.items():
         assert array.dtype == np.float32

@@ -153,7 +153,7 @@ def test_a_plan_in_memory_is_the_plan_applied(dtype: str, tmp_path: Path) -> Non
         scaled("model.embed_tokens.weight", 1.01),
     ]
     plan = a_plan(folder, *edits)
-    approved = decide(plan, [m.id for m in plan.modifications], "approved", reviewer="t")
+    approved = decide(plan, [m.id for m in plan.modifications], "approved", reviewer="t", policy=_anything())
     apply_plan(approved, folder, out=tmp_path / "out", policy=_anything(), by="t", folder=tmp_path)
     question = Question(documents=TEXTS, prompts=TEXTS[:1])
     in_memory = looked(folder, *edits, question=question)
