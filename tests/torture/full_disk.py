@@ -49,7 +49,7 @@ def _one(tally: Tally, scene: Scene, disk: Path, at: int, left: int, *, again: b
     with installed(hook):
         status, _ = act.perform(scene.verb.name, world, scene.plan)
     said = f"the disk is full from call {at} on, but for {left} pages"
-    judge(tally, scene, world, said, status=status, again=False)
+    judge(tally, scene, world, said, status=status, again=False, room=False)
     filler.unlink()
     if again:
         then = Tally()

@@ -92,21 +92,31 @@ def judge(
     status: int | None = None,
     detected: bool = False,
     again: bool = True,
+    room: bool = True,
 ) -> None:
     """Judge `world` after a fault, and after `recover`; then run the command again where it left the old state.
 
     `status` is the exit status of the command, None if it was killed. With `detected`, a command that did not succeed
-    must have left the old state.
+    must have left the old state. Without `room` on the disk, what was reserved there cannot be reserved again.
     """
     tally.points += 1
     try:
         os.chdir(world)
-        _judge(tally, scene, world, f"{scene.name}, {said}", status, detected, again)
+        _judge(tally, scene, world, f"{scene.name}, {said}", status, detected, again, room)
     finally:
         os.chdir("/")  # the world goes away
 
 
-def _judge(tally: Tally, scene: Scene, world: Path, said: str, status: int | None, detected: bool, again: bool) -> None:
+def _judge(
+    tally: Tally,
+    scene: Scene,
+    world: Path,
+    said: str,
+    status: int | None,
+    detected: bool,
+    again: bool,
+    room: bool,
+) -> None:
     if status == act.FAILED:
         tally.fault("uncaught", said)
     found = _but_for_reserve(tally, scene, snapshot(scene.result(world)), said, given_up=True)
@@ -124,7 +134,7 @@ def _judge(tally: Tally, scene: Scene, world: Path, said: str, status: int | Non
     if recovered != act.SUCCESS:
         tally.fault("stuck", f"{said}: recover: {words}")
         return
-    after = _but_for_reserve(tally, scene, snapshot(scene.result(world)), f"{said}, after recover")
+    after = _but_for_reserve(tally, scene, snapshot(scene.result(world)), f"{said}, after recover", given_up=not room)
     if after not in (scene.old, scene.new):
         tally.fault(
             "mixed", f"{said}: after recover {difference(after, scene.old)} (old); {difference(after, scene.new)} (new)"
