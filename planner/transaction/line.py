@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from typing import Any, TypeVar
 
-__all__ = ["in_line", "side_by_side"]
+__all__ = ["in_line"]
 
 T = TypeVar("T")
 
@@ -108,24 +108,3 @@ class _Line:
 class _Failed:
     def __init__(self, error: BaseException) -> None:
         self.error = error
-
-
-def side_by_side(action: Callable[[], None]) -> Callable[[], None]:
-    """Begin `action` in a thread of its own; returns what waits for its end, and raises what it raised."""
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            action()
-        except BaseException as error:  # noqa: BLE001 - it is raised again by who waits
-            failed.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-
-    def wait() -> None:
-        thread.join()
-        if failed:
-            raise failed.pop()
-
-    return wait

@@ -67,10 +67,11 @@ def overwritten(
     commit is taken back. Raises `FileInUse`, `NoSpace`, another `StorageError`, or `RecoveryBlocked` if that failed.
     """
     aside, folder = set_aside(final), journal_folder(final)
-    shards = [final / shard.name for shard in open_checkpoint(final).shards]
+    checkpoint = open_checkpoint(final)
+    shards = [final / shard.name for shard in checkpoint.shards]
     refuse_in_use(shards)
     try:
-        write_journal(folder, journal, digests, slot=slot_bytes(open_checkpoint(final), dict(digests.tensors)))
+        write_journal(folder, journal, digests, slot=slot_bytes(checkpoint, dict(digests.tensors)))
         finish_folders(stage, final)
         fsio.publish_folder(final, aside)
         refuse_in_use([aside / shard.name for shard in shards])  # who opened it before it was moved

@@ -5,7 +5,7 @@ A tensor that several patches changed goes back through them, newest first, piec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,8 +203,3 @@ def _content(checkpoint: Checkpoint, tensor: Tensor, layers: Sequence[Callable[[
             way.finish(piece_count(tensor.nbytes))
 
     return content
-
-
-def earlier_layers(ways: Mapping[str, Sequence[Callable[[], Layer]]], tensor: str) -> list[Layer]:
-    """The layers of one tensor, begun anew."""
-    return [layer() for layer in ways.get(tensor, ())]
