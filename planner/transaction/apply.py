@@ -123,9 +123,9 @@ def _applied(
     expected: Expected | None,
 ) -> Receipt:
     final = model if out is None else out
-    _refuse_place(model, out)
+    _refuse_place(model, out, locked=False)
     with exclusive(final):
-        _refuse_place(model, out)
+        _refuse_place(model, out, locked=True)
         if out is None:
             refuse_linked(model)
         checkpoint = open_checkpoint(model)
@@ -160,9 +160,9 @@ def _digests_of(receipt: Receipt) -> Expected:
     return Expected({tensor.name: tensor.after for tensor in receipt.tensors}, receipt.fingerprint_after)
 
 
-def _refuse_place(model: Path, out: Path | None) -> None:
+def _refuse_place(model: Path, out: Path | None, *, locked: bool) -> None:
     if out is None:
-        refuse_in_place(model)
+        refuse_in_place(model, locked=locked)
     else:
         refuse_output(out, model)
 

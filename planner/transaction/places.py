@@ -27,8 +27,11 @@ def free_name(model: Path) -> Path:
     return next((parent / name for name in names if not os.path.lexists(parent / name)), parent / names[0])
 
 
-def refuse_in_place(path: Path) -> None:
+def refuse_in_place(path: Path, *, locked: bool = True) -> None:
     """Raise `UnsafeInPlace` for a folder whose files, or whose name, belong to another place as well.
+
+    Without the lock (`locked` is False) nothing is said about what a writer takes away in the meantime: before the lock
+    is taken, which creates a file, this refuses what nobody can have caused but the user; with it, everything.
 
     Raises `ReadOnly` for one that the user may not write into (the switch of names would get around that), and
     `StorageError` for what is neither file nor folder.
@@ -44,10 +47,10 @@ def refuse_in_place(path: Path) -> None:
         raise UnsafeInPlace(
             f"{path} is where a file system is mounted, so its name cannot be exchanged", hint=_copy_of(path)
         )
-    for folder in (path.absolute().parent, path, *(path / name for name in folders_of(path))):
-        if not os.access(folder, os.W_OK | os.X_OK):
+    for folder in (path.absolute().parent, path, *(path / name for name in folders_of(path, locked=locked))):
+        if not os.access(folder, os.W_OK | os.X_OK) and (locked or folder.exists()):
             raise ReadOnly(f"{folder} may not be written", hint=_copy_of(path))
-    for name in files_of(path):
+    for name in files_of(path, locked=locked):
         if (path / name).is_symlink():
             raise UnsafeInPlace(
                 f"{path / name} is a symbolic link, so its bytes belong to another place", hint=_copy_of(path)

@@ -39,8 +39,9 @@ def revert(
     Raises `NothingToRevert`, `LedgerDamaged` if the weights are not what the ledger says (taking a patch back would
     then produce neither the old weights nor the new), `Locked`, `UnsafeInPlace`, `FileInUse` or a `StorageError`.
     """
-    refuse_in_place(model)
+    refuse_in_place(model, locked=False)
     with exclusive(model):
+        refuse_in_place(model)
         refuse_linked(model)
         ledger = _required_ledger(model)
         keep = _kept(ledger, to)

@@ -24,32 +24,42 @@ SHARD = "shard-blake3:"
 Progress = Callable[[int], None]
 
 
-def files_of(folder: Path) -> Iterator[str]:
+def files_of(folder: Path, *, locked: bool = True) -> Iterator[str]:
     """Every file below `folder`, as a path inside it, sorted; without the ledger.
+
+    Who does not hold the lock (`locked` is False) may see a writer move the folder aside, or remove what it exchanged:
+    a file that is gone when it is looked at is left out.
 
     Raises `StorageError` for anything that is neither file nor folder (a FIFO would make a reader wait for ever), and
     for a link to a folder, which would be lost in a copy or lead in circles.
     """
-    for root, _, files in _walked(folder):
+    for root, _, files in _walked(folder, locked):
         for name in files:
             path = root / name
             with fsio.storage_errors(path):
-                regular = stat.S_ISREG(path.stat().st_mode)
+                try:
+                    regular = stat.S_ISREG(path.stat().st_mode)
+                except FileNotFoundError:
+                    if locked:
+                        raise
+                    if not path.is_symlink():
+                        continue
+                    regular = True  # a link that leads nowhere is there
             if not regular:
                 raise StorageError(f"{path} is not a regular file", hint="remove it from the checkpoint folder")
             yield path.relative_to(folder).as_posix()
 
 
-def folders_of(folder: Path) -> Iterator[str]:
+def folders_of(folder: Path, *, locked: bool = True) -> Iterator[str]:
     """Every folder below `folder`, empty ones too, as a path inside it, parents first; without the ledger."""
-    for root, folders, _ in _walked(folder):
+    for root, folders, _ in _walked(folder, locked):
         for name in folders:
             yield (root / name).relative_to(folder).as_posix()
 
 
-def _walked(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+def _walked(folder: Path, locked: bool) -> Iterator[tuple[Path, list[str], list[str]]]:
     with fsio.storage_errors(folder):
-        for root, folders, files in os.walk(folder, onerror=_raise):
+        for root, folders, files in os.walk(folder, onerror=_raise if locked else _raise_unless_gone):
             path = Path(root)
             if path == folder and LEDGER_FOLDER in folders:
                 folders.remove(LEDGER_FOLDER)
@@ -108,3 +118,8 @@ def _measure_shard(checkpoint: Checkpoint, name: str, tensors: dict[str, str], p
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error

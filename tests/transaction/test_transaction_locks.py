@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faults import run_forked
@@ -72,6 +73,36 @@ def test_a_second_writer_is_refused_and_told_who_the_first_is(model: Path, tmp_p
     change(model, EDIT, out=out)
     assert litter(tmp_path) == []
     assert verify(target).sound
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("gone", ["folder", "weights"])
+def test_what_a_writer_has_moved_away_is_no_fault_of_the_place(model: Path, tmp_path: Path, gone: str) -> None:
+    plan = approved_plan(model, EDIT)
+    child, reading = _held_by_another_process(model, None)
+    elsewhere = tmp_path / "elsewhere"
+    walk = os.walk
+
+    def walked(top: Path, **options: Any) -> Iterator[Any]:
+        for entry in walk(top, **options):
+            if gone == "weights" and not elsewhere.exists():
+                model.rename(elsewhere)  # after its names were read
+            yield entry
+
+    try:
+        if gone == "folder":
+            model.rename(elsewhere)
+        commands: list[Callable[[], object]] = [
+            lambda: apply_plan(plan, model, out=None, policy=Policy(), by="second"),
+            lambda: revert(model, by="second"),
+        ]
+        for command in commands:
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(Locked, match=f"process {child}, "):
+                patch.setattr(os, "walk", walked)
+                command()
+            assert elsewhere.exists()
+    finally:
+        _ended(child, reading)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
