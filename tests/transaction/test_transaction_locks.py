@@ -76,31 +76,32 @@ def test_a_second_writer_is_refused_and_told_who_the_first_is(model: Path, tmp_p
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("gone", ["folder", "weights"])
-def test_what_a_writer_has_moved_away_is_no_fault_of_the_place(model: Path, tmp_path: Path, gone: str) -> None:
+@pytest.mark.parametrize("gone", ["before", "meanwhile"])
+@pytest.mark.parametrize("command", ["apply", "revert"])
+def test_what_a_writer_has_moved_away_is_no_fault_of_the_place(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, gone: str
+) -> None:
     plan = approved_plan(model, EDIT)
+    act: Callable[[], object] = {
+        "apply": lambda: apply_plan(plan, model, out=None, policy=Policy(), by="second"),
+        "revert": lambda: revert(model, by="second"),
+    }[command]
     child, reading = _held_by_another_process(model, None)
-    elsewhere = tmp_path / "elsewhere"
-    walk = os.walk
+    elsewhere, walk = tmp_path / "elsewhere", os.walk
 
     def walked(top: Path, **options: Any) -> Iterator[Any]:
         for entry in walk(top, **options):
-            if gone == "weights" and not elsewhere.exists():
+            if not elsewhere.exists():
                 model.rename(elsewhere)  # after its names were read
             yield entry
 
+    if gone == "before":
+        model.rename(elsewhere)
+    monkeypatch.setattr(os, "walk", walked)
     try:
-        if gone == "folder":
-            model.rename(elsewhere)
-        commands: list[Callable[[], object]] = [
-            lambda: apply_plan(plan, model, out=None, policy=Policy(), by="second"),
-            lambda: revert(model, by="second"),
-        ]
-        for command in commands:
-            with pytest.MonkeyPatch.context() as patch, pytest.raises(Locked, match=f"process {child}, "):
-                patch.setattr(os, "walk", walked)
-                command()
-            assert elsewhere.exists()
+        with pytest.raises(Locked, match=f"process {child}, "):
+            act()
+        assert elsewhere.exists()
     finally:
         _ended(child, reading)
 
