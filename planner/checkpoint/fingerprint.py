@@ -53,13 +53,15 @@ def tensor_digests(checkpoint: Checkpoint, *, progress: Progress | None = None) 
 def fingerprint_of(checkpoint: Checkpoint, digests: Mapping[str, str]) -> str:
     """The fingerprint, from the digests of all tensors."""
     hasher = blake3()
-    lines = [["config", digest_bytes(checkpoint.config_bytes)]]
+
+    def add(*fields: str) -> None:
+        # JSON quotes every field, so that no tensor name can imitate the end of a line.
+        hasher.update(json.dumps(fields, ensure_ascii=True).encode() + b"\n")
+
+    add("config", digest_bytes(checkpoint.config_bytes))
     for name in sorted(checkpoint.tensors):
         tensor = checkpoint.tensors[name]
-        lines.append(["tensor", name, tensor.dtype, json.dumps(tensor.shape), digests[name]])
-    for line in lines:
-        # JSON quotes every field, so that no tensor name can imitate the end of a line.
-        hasher.update(json.dumps(line, ensure_ascii=True).encode() + b"\n")
+        add("tensor", name, tensor.dtype, json.dumps(tensor.shape), digests[name])
     return "blake3:" + hasher.hexdigest()
 
 

@@ -20,7 +20,7 @@ from planner.errors import CheckpointError, FileUnreadable
 from planner.operations import Beyond, beyond_quantile_of_counts, beyond_quantile_of_values
 from planner.operations.base import Values
 from planner.operations.quantiles import Of, Side
-from planner.profile import Histogram, Histograms, Profile
+from planner.profile import Histogram, Histograms, Profiled
 
 __all__ = ["Surroundings", "surroundings_of"]
 
@@ -33,7 +33,7 @@ class Surroundings:
     model: ModelMap
     folder: Path
     """Where relative paths in the plan begin."""
-    profile: Profile | None = None
+    profile: Profiled | None = None
     histograms: Histograms | None = None
     _quantiles: dict[tuple[str, float, Of, Side], Beyond] = field(default_factory=dict)
     _others: dict[str, Checkpoint] = field(default_factory=dict)
@@ -115,7 +115,7 @@ def surroundings_of(
     checkpoint: Checkpoint,
     folder: Path,
     *,
-    profile: Profile | None = None,
+    profile: Profiled | None = None,
     histograms: Histograms | None = None,
     model: ModelMap | None = None,
 ) -> Surroundings:

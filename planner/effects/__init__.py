@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.effects.check import check, edits_of
+from planner.effects.check import check, cited_by, edits_of
 from planner.effects.difference import Difference, TensorDifference, compare
 from planner.effects.predicted import Known, fitted_to, known_evidence, prediction_of
 from planner.effects.problems import CITABLE, EVIDENCE_TOLERANCE
@@ -26,6 +26,7 @@ __all__ = [
     "TensorDifference",
     "Verdict",
     "check",
+    "cited_by",
     "compare",
     "edits_of",
     "fitted_to",

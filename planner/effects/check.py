@@ -22,9 +22,9 @@ from planner.effects.verdicts import Judge, Verdict
 from planner.evidence.facts import PREFIX
 from planner.operations import Step, named_beside
 from planner.plan import Modification, Plan, Policy, Problem
-from planner.profile import Histograms, Profile
+from planner.profile import Histograms, Profiled
 
-__all__ = ["check", "edits_of"]
+__all__ = ["check", "cited_by", "edits_of"]
 
 Progress = Callable[[int], None]
 
@@ -32,7 +32,7 @@ Progress = Callable[[int], None]
 def check(
     plan: Plan,
     checkpoint: Checkpoint,
-    profile: Profile,
+    profile: Profiled,
     policy: Policy,
     *,
     folder: Path | None = None,
@@ -43,6 +43,8 @@ def check(
     progress: Progress | None = None,
 ) -> CheckReport:
     """Check every modification by itself and the plan as a whole. Changes nothing; raises nothing about the plan.
+
+    Of an outline of the profile, the tensors that the plan cites have to be whole (`cited_by`).
 
     `folder` is where relative paths in the plan begin; the current folder by default. With the `histograms` kept with
     the profile, edits that look at each element alone are previewed without reading a weight. With `evidence`, by
@@ -77,7 +79,7 @@ def check(
     by_id = {modification.id: modification for modification in plan.modifications}
     checked = []
     for edit in edits:
-        result = bench.judged(edit, previews[edit.id])
+        result = bench.judged(edit, previews.pop(edit.id))
         result = result.model_copy(update={"grounded": bool(by_id[edit.id].evidence)})
         checked.append(result)
         found += found_in.of_outcome(by_id[edit.id], result, policy, allow_void=allow_void)
@@ -128,6 +130,11 @@ def check(
     )
 
 
+def cited_by(modifications: Iterable[Modification]) -> frozenset[str]:
+    """The tensors whose statistics the modifications cite."""
+    return frozenset(cited.tensor for modification in modifications for cited in modification.evidence)
+
+
 def _unchecked(plan: Plan, missing: str | None) -> Iterable[str]:
     """What was not checked because the evidence is not at hand."""
     count = sum(cited.fact.startswith(PREFIX) for m in plan.modifications for cited in m.evidence)
@@ -166,7 +173,7 @@ class _Bench:
     """Previews and judges the edits of one plan."""
 
     def __init__(
-        self, around: Surroundings, profile: Profile, edits: list[ModificationEdits], progress: Progress | None
+        self, around: Surroundings, profile: Profiled, edits: list[ModificationEdits], progress: Progress | None
     ) -> None:
         self.around, self.profile, self.progress = around, profile, progress
         self.whole = combined(edits, around)
@@ -180,9 +187,10 @@ class _Bench:
             model = map_of(self.around.checkpoint.config | self.whole.config, self.around.shapes | added)
         known = self.profile.by_name
         head, embedding = (known.get(name) if name else None for name in (model.head, model.embedding))
+        zero = frozenset(name for name, tensor in known.items() if tensor.elements and tensor.zeros == tensor.elements)
         return Judge(
             model,
-            zero=frozenset(t.name for t in self.profile.tensors if t.elements and t.zeros == t.elements) | set(added),
+            zero=zero | set(added),
             copies_differ=bool(head and embedding and head.digest != embedding.digest),
         )
 
@@ -200,10 +208,7 @@ class _Bench:
             id=edit.id,
             effect=verdict.effect,
             why=verdict.why,
-            tensors=tuple(
-                CheckedTensor(name=name, effect=effects[name].effect, why=effects[name].why, **outcome.model_dump())
-                for name, outcome in previews.items()
-            ),
+            tensors=tuple(_checked(name, effects[name], outcome) for name, outcome in previews.items()),
             notes=edit.notes,
             arrays=edit.provenance,
         )
@@ -251,13 +256,11 @@ class _Bench:
             if outcomes[name].changed_elements:
                 changed[name] = change_of(edit.steps, edit.folded.shape)
         verdict = self._verdict(changed, self.whole)
-        fields = set(Preview.model_fields)
-        rows = []
-        for name, outcome in outcomes.items():
-            mine = judged.get(name) or self._verdict({name: changed[name]} if name in changed else {}, self.whole)
-            rows.append(
-                CheckedTensor(name=name, effect=mine.effect, why=mine.why, **outcome.model_dump(include=fields))
-            )
+        rows = (
+            judged.get(name)
+            or _checked(name, self._verdict({name: changed[name]} if name in changed else {}, self.whole), outcome)
+            for name, outcome in outcomes.items()
+        )
         return tuple(rows), verdict
 
     def warnings(self, checked: Iterable[CheckedModification]) -> Iterable[str]:
@@ -282,9 +285,13 @@ def _same_step(one: Step, other: Step) -> bool:
     return one.operation == other.operation and one.modification == other.modification and one.selection.pointwise
 
 
-def _total(together: Iterable[CheckedTensor], profile: Profile) -> float | None:
+def _checked(name: str, verdict: Verdict, outcome: Preview) -> CheckedTensor:
+    return CheckedTensor(name=name, effect=verdict.effect, why=verdict.why, **dict(outcome))
+
+
+def _total(together: Iterable[CheckedTensor], profile: Profiled) -> float | None:
     """‖ΔW‖ / ‖W‖ over all tensors of the checkpoint, added ones as well; None where it has left float64."""
-    square = math.fsum(t.l2_norm**2 for t in profile.tensors if t.l2_norm is not None)
+    square = math.fsum(t.l2_norm**2 for t in profile.by_name.values() if t.l2_norm is not None)
     moved = 0.0
     for tensor in together:
         known = profile.by_name.get(tensor.name)

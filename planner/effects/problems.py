@@ -11,7 +11,7 @@ from planner.effects.types import CheckedModification, CheckedTensor
 from planner.evidence import EvidenceFile, Measured
 from planner.evidence.facts import PREFIX, fact_of
 from planner.plan import Evidence, Modification, Plan, Policy, Problem
-from planner.profile import Profile, TensorProfile
+from planner.profile import Outlined, Profiled
 
 __all__ = [
     "CITABLE",
@@ -34,7 +34,7 @@ def problem(modification: Modification | None, code: str, message: str, hint: st
     return Problem(modification=modification.id if modification else None, code=code, message=message, hint=hint)
 
 
-def of_plan(plan: Plan, profile: Profile, policy: Policy) -> Iterator[Problem]:
+def of_plan(plan: Plan, profile: Profiled, policy: Policy) -> Iterator[Problem]:
     """Made for other weights; too long."""
     if plan.checkpoint.fingerprint != profile.fingerprint:
         yield problem(
@@ -52,7 +52,7 @@ def of_plan(plan: Plan, profile: Profile, policy: Policy) -> Iterator[Problem]:
         )
 
 
-def stale_evidence(evidence: EvidenceFile, profile: Profile) -> Problem:
+def stale_evidence(evidence: EvidenceFile, profile: Profiled) -> Problem:
     """The evidence is about other weights."""
     return problem(
         None,
@@ -65,7 +65,7 @@ def stale_evidence(evidence: EvidenceFile, profile: Profile) -> Problem:
 
 def of_modification(
     modification: Modification,
-    profile: Profile,
+    profile: Profiled,
     policy: Policy,
     evidence: EvidenceFile | None = None,
     missing: str | None = None,
@@ -127,8 +127,8 @@ def _compared(
         )
 
 
-def _fact(tensor: TensorProfile, fact: str) -> float | str | None:
-    """The value of a cited statistic; a sentence if there is no such statistic."""
+def _fact(tensor: Outlined, fact: str) -> float | str | None:
+    """The value of a cited statistic; a sentence if there is no such statistic. Tensors that are cited are whole."""
     group, _, key = fact.partition(".")
     if group in {"quantiles", "outliers"}:
         values: dict[str, float | None] = dict(getattr(tensor, group))

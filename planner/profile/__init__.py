@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from planner.profile.histograms import Histogram, Histograms
 from planner.profile.library import profile
+from planner.profile.outline import Outlined, Profiled, ProfileOutline
 from planner.profile.peers import Standing, peer_groups, standings
-from planner.profile.store import histograms_of, profile_of
+from planner.profile.store import histograms_of, outline_of, profile_of
 from planner.profile.types import OUTLIER_ORDERS, QUANTILES, Profile, Statistics, TensorProfile
 
 if TYPE_CHECKING:
@@ -23,11 +24,15 @@ __all__ = [
     "QUANTILES",
     "Histogram",
     "Histograms",
+    "Outlined",
     "Profile",
+    "ProfileOutline",
+    "Profiled",
     "Standing",
     "Statistics",
     "TensorProfile",
     "histograms_of",
+    "outline_of",
     "peer_groups",
     "profile",
     "profile_checkpoint",

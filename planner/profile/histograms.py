@@ -18,7 +18,7 @@ from planner import fsio
 from planner.checkpoint import encode_header, read_header
 from planner.dtypes import NumberDtype, number_dtype
 from planner.errors import CheckpointError, FileUnreadable
-from planner.profile.types import TensorProfile
+from planner.profile.outline import Outlined
 
 __all__ = ["Histogram", "HistogramWriter", "Histograms"]
 
@@ -137,7 +137,7 @@ class Histograms:
         """The tensors that have one."""
         return [name.removesuffix("#counts") for name in self._places if name.endswith("#counts")]
 
-    def of(self, tensor: TensorProfile) -> Histogram | None:
+    def of(self, tensor: Outlined) -> Histogram | None:
         """The histogram of a tensor; None where none is kept, or it is not that of this tensor."""
         dtype = number_dtype(tensor.dtype)
         patterns, counts = self._array(f"{tensor.name}#patterns"), self._array(f"{tensor.name}#counts")
@@ -174,7 +174,7 @@ class Histograms:
         return np.frombuffer(raw, kind).astype(np.int64) if len(raw) == nbytes else None
 
 
-def _agree(histogram: Histogram, tensor: TensorProfile) -> bool:
+def _agree(histogram: Histogram, tensor: Outlined) -> bool:
     """Whether a histogram can be that of this tensor: another of the same name and size may have been left behind."""
     values, counts = histogram.values(), histogram.counts
     finite = np.isfinite(values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ from planner.profile.tallies import Described, Norms
 from planner.profile.ties import same_bytes_of, tied_by, ties_of
 from planner.profile.types import Element, Experts, HeadNorms, Profile, Statistics, TensorProfile
 
-__all__ = ["Keeper", "profile_checkpoint"]
+__all__ = ["Keeper", "profile_checkpoint", "tensor_profiles"]
 
 _BLOCK = 4 * 2**20
 
@@ -85,6 +85,14 @@ def profile_checkpoint(
     return profile.model_copy(update={"findings": findings_of(profile)})
 
 
+def tensor_profiles(
+    checkpoint: Checkpoint, *, workers: int | None = None, progress: Progress | None = None
+) -> Generator[TensorProfile]:
+    """The tensors of `profile_checkpoint`, each as soon as it is done, for who need not have all of them at once."""
+    for shard in checkpoint.shards:
+        yield from _swept(checkpoint, shard, workers, progress or (lambda _: None), None)
+
+
 def _shard(
     checkpoint: Checkpoint,
     shard: Shard,
@@ -93,16 +101,21 @@ def _shard(
     progress: Progress,
     keeper: Keeper | None,
 ) -> list[TensorProfile]:
+    found = {profile.name: profile for profile in _swept(checkpoint, shard, workers, progress, keeper)}
+    profiles = [found[entry.name] for entry in shard.header.entries]
+    return [_with_spectra(checkpoint, profile, progress) for profile in profiles] if spectra else profiles
+
+
+def _swept(
+    checkpoint: Checkpoint, shard: Shard, workers: int | None, progress: Progress, keeper: Keeper | None
+) -> Iterator[TensorProfile]:
     tensors = [checkpoint.tensors[entry.name] for entry in shard.header.entries]
     tasks = [Task(tensor, fused_experts(tensor.name, tensor.shape)) for tensor in tensors]
-    found: dict[str, TensorProfile] = {}
     with closing(sweep(checkpoint, tasks, workers=workers, progress=progress)) as results:
         for result in results:
             if keeper and result.whole:
                 keeper.histogram(result.tensor.name, result.whole.counts)
-            found[result.tensor.name] = _tensor_profile(result, checkpoint.config)
-    profiles = [found[tensor.name] for tensor in tensors]
-    return [_with_spectra(checkpoint, profile, progress) for profile in profiles] if spectra else profiles
+            yield _tensor_profile(result, checkpoint.config)
 
 
 def _tensor_profile(found: Found, config: dict[str, Any]) -> TensorProfile:

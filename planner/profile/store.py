@@ -13,19 +13,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 
 from planner import __version__, fsio
 from planner.checkpoint import Checkpoint, digest_bytes
 from planner.errors import StorageError
 from planner.profile.histograms import Histograms
+from planner.profile.outline import Profiled, ProfileOutline, outline_from
 from planner.profile.partial import SETTLED_NS, PartialRun, signature_of
-from planner.profile.pieces import profile_pieces
+from planner.profile.pieces import profile_pieces, read_pieces
 from planner.profile.types import Profile
 
-__all__ = ["cache_folder", "histograms_of", "profile_of"]
+__all__ = ["cache_folder", "histograms_of", "outline_of", "profile_of"]
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
@@ -40,15 +41,13 @@ def profile_of(
     *,
     force: bool = False,
     spectra: bool = False,
-    keep: bool = True,
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
     cache: Path | None = None,
 ) -> Profile:
     """The profile of a checkpoint: the kept one if its files are as they were, else a new one, which is kept.
 
-    A run that is interrupted goes on, the next time, after the last shard it finished; `force` begins anew. Without
-    `keep` nothing is written. A cache that cannot be read or written costs time, never the result. Raises what
+    A run that is interrupted goes on, the next time, after the last shard it finished; `force` begins anew. A cache that cannot be read or written costs time, never the result. Raises what
     `profile_checkpoint` raises.
     """
     folder = cache or cache_folder()
@@ -57,8 +56,6 @@ def profile_of(
         return kept.model_copy(update={"name": checkpoint.name})
     from planner.profile.profiler import profile_checkpoint  # here, because numba comes with it
 
-    if not keep:
-        return profile_checkpoint(checkpoint, spectra=spectra, workers=workers, progress=progress)
     started = time.time_ns()
     partial = PartialRun(folder, checkpoint, spectra=spectra, force=force)
     profile = profile_checkpoint(checkpoint, spectra=spectra, workers=workers, progress=progress, keeper=partial)
@@ -74,12 +71,33 @@ def profile_of(
     return profile
 
 
-def histograms_of(profile: Profile, *, cache: Path | None = None) -> Histograms:
+def outline_of(
+    checkpoint: Checkpoint,
+    *,
+    whole: Collection[str] = (),
+    force: bool = False,
+    progress: Callable[[int], None] | None = None,
+    cache: Path | None = None,
+) -> ProfileOutline:
+    """The outline of a checkpoint: that of the kept profile if its files are as they were, else a new one.
+
+    Nothing is written. The tensors named in `whole` are kept whole; of the others only one at a time is in memory.
+    `force` passes over what is kept. Raises what `profile_checkpoint` raises.
+    """
+    if not force and (kept := _kept_outline(cache or cache_folder(), checkpoint, whole)):
+        return kept
+    from planner.profile.profiler import tensor_profiles  # here, because numba comes with it
+
+    with closing(tensor_profiles(checkpoint, progress=progress)) as tensors:
+        return outline_from(checkpoint, tensors, whole)
+
+
+def histograms_of(profile: Profiled, *, cache: Path | None = None) -> Histograms:
     """The histograms kept with a profile; none where the cache could not be written."""
     return Histograms((cache or cache_folder()) / "profiles" / _hex(profile))
 
 
-def _hex(profile: Profile) -> str:
+def _hex(profile: Profiled) -> str:
     return profile.fingerprint.removeprefix("blake3:")
 
 
@@ -99,10 +117,28 @@ def _newest_ns(checkpoint: Checkpoint) -> int:
 
 def _kept(folder: Path, signature: str) -> Profile | None:
     try:
-        fingerprint = (folder / "seen" / signature).read_text(encoding="ascii")
-        text = (folder / "profiles" / fingerprint / "profile.json").read_text(encoding="utf-8")
-        profile = Profile.model_validate_json(text)
+        fingerprint, path = _kept_at(folder, signature)
+        profile = Profile.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # among them ValidationError, and the zeros that a power cut leaves for a name
         return None
     ours = _hex(profile) == fingerprint and profile.planner_version == __version__
     return profile if ours else None  # another version may have computed something else
+
+
+def _kept_outline(folder: Path, checkpoint: Checkpoint, whole: Collection[str]) -> ProfileOutline | None:
+    try:
+        fingerprint, path = _kept_at(folder, _signature(checkpoint))
+        with path.open(encoding="utf-8") as file:
+            fields, tensors = read_pieces(file)
+            if fields.get("planner_version") != __version__:
+                return None
+            found = outline_from(checkpoint, tensors, whole)
+    except (OSError, ValueError):
+        return None
+    return found if _hex(found) == fingerprint else None
+
+
+def _kept_at(folder: Path, signature: str) -> tuple[str, Path]:
+    """The fingerprint that files of this signature had, and where its profile is. Raises OSError or ValueError."""
+    fingerprint = (folder / "seen" / signature).read_text(encoding="ascii")
+    return fingerprint, folder / "profiles" / fingerprint / "profile.json"

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from planner.checkpoint import Checkpoint
 from planner.edits import surroundings_of
-from planner.effects import CheckReport, check
+from planner.effects import CheckReport, check, cited_by
 from planner.errors import PlanRefused, StalePlan, VoidModification
 from planner.plan import Modification, Plan, Policy
-from planner.profile import Histograms, Profile, histograms_of, profile_of
+from planner.profile import Histograms, Profiled, histograms_of, outline_of
 from planner.transaction.edits import edits_of
 from planner.transaction.kept_arrays import keep_arrays
 from planner.transaction.progress import Steps
-from planner.transaction.work import Work
+from planner.transaction.work import Outcome, Work
 
 __all__ = ["CheckedPlan", "stale"]
 
@@ -32,9 +32,10 @@ class CheckedPlan:
     ) -> None:
         self.plan, self.policy, self.folder, self.told = plan, policy, folder, told
         self._modifications, self._allow_void = modifications, allow_void
-        self.report: CheckReport
-        self.profile: Profile
+        self.profile: Profiled
         self.histograms: Histograms
+        self._outcomes: dict[str, Outcome]
+        self._arrays: dict[str, str]
 
     @property
     def fingerprint(self) -> str:
@@ -43,10 +44,10 @@ class CheckedPlan:
 
     def work_on(self, checkpoint: Checkpoint) -> Work:
         """What the plan does to the checkpoint. Raises `StalePlan`, `PlanRefused` or `VoidModification`."""
-        self.profile = _profile(self.plan, checkpoint, self.told)
+        self.profile = _profile(self.plan, self._modifications, checkpoint, self.told)
         self.histograms = histograms_of(self.profile)
         chosen = self.plan.model_copy(update={"modifications": self._modifications, "review": {}, "approval": None})
-        self.report = check(
+        report = check(
             chosen,
             checkpoint,
             self.profile,
@@ -55,17 +56,23 @@ class CheckedPlan:
             allow_void=self._allow_void,
             histograms=self.histograms,
         )
-        _refuse_problems(self.report)
+        _refuse_problems(report)
+        # Of tens of thousands of tensors the report takes more memory than the bytes at work.
+        self._outcomes = {
+            found.name: Outcome(found.changed_elements > 0, found.relative_change) for found in report.tensors
+        }
+        self._arrays = {array.file: array.digest for checked in report.modifications for array in checked.arrays}
+        del report
         return self.work_again(checkpoint)
 
     def work_again(self, checkpoint: Checkpoint) -> Work:
         """The same, of the same checkpoint under another name."""
         around = surroundings_of(checkpoint, self.folder, profile=self.profile, histograms=self.histograms)
-        return Work.of(checkpoint, edits_of(self._modifications, around), self.report)
+        return Work.of(checkpoint, edits_of(self._modifications, around), self._outcomes)
 
     def keep_beside(self, records: Path) -> None:
         """Keep the arrays that the plan reads with the record of the patch."""
-        keep_arrays(self.report, self.folder, records)
+        keep_arrays(self._arrays, self.folder, records)
 
     def undo_bytes(self, work: Work) -> int:
         """At most how large the undo data become: what a table destroys is known from the histogram, no more."""
@@ -79,16 +86,16 @@ class CheckedPlan:
         return undo
 
 
-def _profile(plan: Plan, checkpoint: Checkpoint, told: Steps) -> Profile:
-    """The profile of the checkpoint that the plan is for. Raises `StalePlan` if this is another one.
+def _profile(plan: Plan, modifications: tuple[Modification, ...], checkpoint: Checkpoint, told: Steps) -> Profiled:
+    """The profile, in outline, of the checkpoint that the plan is for. Raises `StalePlan` if this is another one.
 
     A kept profile is found by the names and times of the files alone; what the weights really are is known when they
     have been read, before the commit.
     """
-    # apply writes nothing but what it was asked to
-    profile = profile_of(checkpoint, keep=False, progress=told.step("hashing"))
+    whole = cited_by(modifications)
+    profile = outline_of(checkpoint, whole=whole, progress=told.step("hashing"))
     if profile.fingerprint != plan.checkpoint.fingerprint:  # it may be of other bytes; the disk decides
-        profile = profile_of(checkpoint, force=True, keep=False, progress=told.step("hashing"))
+        profile = outline_of(checkpoint, whole=whole, force=True, progress=told.step("hashing"))
     if profile.fingerprint != plan.checkpoint.fingerprint:
         raise stale(checkpoint.path, profile.fingerprint, plan)
     return profile

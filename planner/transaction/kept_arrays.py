@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from planner import fsio
 from planner.checkpoint import digest_bytes
-from planner.effects import CheckReport
 from planner.transaction.ledger import PLAN, RECEIPT, write_record
 
 __all__ = ["keep_arrays"]
@@ -14,13 +14,12 @@ __all__ = ["keep_arrays"]
 _LARGEST = 64 * 2**20
 
 
-def keep_arrays(report: CheckReport, folder: Path, patch: Path) -> None:
+def keep_arrays(wanted: Mapping[str, str], folder: Path, patch: Path) -> None:
     """Copy the files of arrays that lie beside the plan, in `folder`, into the record `patch`.
 
-    Each is what the check read, by its digest. Files elsewhere (of an absolute path, in a folder) and files of more
+    `wanted` has the digest of each, as the check read it. Files elsewhere (of an absolute path, in a folder) and files of more
     than 64 MiB stay where they are; the plan names them. Raises `StorageError`.
     """
-    wanted = {array.file: array.digest for checked in report.modifications for array in checked.arrays}
     for name, digest in wanted.items():
         path = folder / name
         if Path(name).name != name or name in (PLAN, RECEIPT) or name.startswith("undo"):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
 from planner.checkpoint import Checkpoint, digest_bytes
 from planner.dtypes import bytes_needed, float_dtype
-from planner.effects import CheckReport
 from planner.transaction.edits import Addition, Edits, Patterns, TensorEdit
 from planner.transaction.layout import INDEX, added_to, extended_header, extended_index
 from planner.transaction.pieces import Added, Bytes, Change, Changes, Content
@@ -19,9 +19,18 @@ from planner.transaction.undo.frames import Framing
 from planner.transaction.undo.residuals import Coding
 from planner.transaction.writing import Written
 
-__all__ = ["Work"]
+__all__ = ["Outcome", "Work"]
 
 _CONFIG = "config.json"
+
+
+class Outcome(NamedTuple):
+    """What the check found of a tensor."""
+
+    changed: bool
+    """Whether any stored bit would change."""
+    relative_change: float | None
+    """‖ΔW‖F / ‖W‖F; None where it is infinite."""
 
 
 class Work:
@@ -51,10 +60,9 @@ class Work:
         self._replaced |= {(name, False): self._present(name) for name in files}
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, edits: Edits, report: CheckReport) -> Work:
-        """That of a checked plan; `report` says which tensors keep their bits after all, and how far others move."""
-        outcomes = {tensor.name: tensor for tensor in report.tensors}
-        void = {name for name, outcome in outcomes.items() if not outcome.changed_elements}
+    def of(cls, checkpoint: Checkpoint, edits: Edits, outcomes: Mapping[str, Outcome]) -> Work:
+        """That of a checked plan; the outcomes say which tensors keep their bits after all, and how far others move."""
+        void = {name for name, outcome in outcomes.items() if not outcome.changed}
         chosen = [edit for edit in edits.tensors if edit.name not in void]
         added = added_to(checkpoint, edits.additions)
         return cls(

@@ -85,8 +85,8 @@ def main() -> None:
         os.environ["PLANNER_CACHE"] = str(folder / "cache")
         idle = job(verb="idle")["peak"]
         print(f"{os.cpu_count()} cores; an idle process: {idle / 1024:.0f} MiB")
-        plans = options.plans.split(",")
-        for dtype in options.dtypes.split(","):
+        plans = [name for name in options.plans.split(",") if name]
+        for dtype in options.dtypes.split(",") if plans else ():
             mib = options.mib if dtype == "BF16" else max(options.mib // 2, FEW_MIB)
             layers = round(mib * 2**20 / LAYER / np.dtype(FLOATS[dtype].pattern).itemsize)
             layers = layers if options.layers is None else options.layers
