@@ -16,7 +16,8 @@ from planner.transaction.places import refuse_in_place, refuse_linked, refuse_ou
 from planner.transaction.portable.porting import PortablePatch, PortedPatch
 from planner.transaction.progress import Progress, Steps
 from planner.transaction.record import Approval, Recording
-from planner.transaction.stage import publish, require_exchange, staged, swap_in
+from planner.transaction.sighting import Sighting
+from planner.transaction.stage import own_name, publish, require_exchange, staged, swap_in
 from planner.transaction.staging import Expected, Source, Staging
 from planner.transaction.state import files_of
 from planner.transaction.types import Ledger, Receipt
@@ -122,12 +123,14 @@ def _applied(
     card: bool | None,
     expected: Expected | None,
 ) -> Receipt:
+    model, out = own_name(model), None if out is None else own_name(out)
     final = model if out is None else out
     _refuse_place(model, out, locked=False)
     with exclusive(final):
         _refuse_place(model, out, locked=True)
         if out is None:
             refuse_linked(model)
+        seen = Sighting.of(model)
         checkpoint = open_checkpoint(model)
         patch.told.total = checkpoint.nbytes
         source = Source.of(checkpoint, in_place=out is None)
@@ -148,9 +151,9 @@ def _applied(
             staging = Staging(patch, source, recording, stage, low_space=low_space)
             receipt = staging.fill(card=out is not None if card is None else card, expected=expected)
             if low_space:
-                staging.change_in_place(final, receipt)
+                staging.change_in_place(final, receipt, seen)
             elif out is None:
-                swap_in(stage, final)
+                swap_in(stage, final, seen)
             else:
                 publish(stage, final, like=checkpoint.path)
     return receipt

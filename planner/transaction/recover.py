@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from planner.checkpoint import set_aside
-from planner.transaction.stage import journal_folder, leftovers
+from planner.transaction.stage import journal_folder, leftovers, own_name
 from planner.transaction.writer import exclusive
 
 __all__ = ["recover"]
@@ -20,6 +20,7 @@ def recover(model: Path) -> tuple[Path, ...]:
 
     Raises `Locked` if a process is at work, `RecoveryBlocked`, `LedgerDamaged` or another `StorageError`.
     """
+    model = own_name(model)
     found = [*leftovers(model), journal_folder(model), set_aside(model)]
     found = [path for path in found if path.exists()]
     with exclusive(model):

@@ -17,7 +17,8 @@ from planner.transaction.places import refuse_in_place, refuse_linked
 from planner.transaction.progress import Progress, Steps
 from planner.transaction.proof import prove, state_of
 from planner.transaction.record import now
-from planner.transaction.stage import require_exchange, staged, swap_in
+from planner.transaction.sighting import Sighting
+from planner.transaction.stage import own_name, require_exchange, staged, swap_in
 from planner.transaction.state import measure
 from planner.transaction.types import Event, Ledger, State
 from planner.transaction.undo.way_back import WayBack, way_back
@@ -39,12 +40,14 @@ def revert(
     Raises `NothingToRevert`, `LedgerDamaged` if the weights are not what the ledger says (taking a patch back would
     then produce neither the old weights nor the new), `Locked`, `UnsafeInPlace`, `FileInUse` or a `StorageError`.
     """
+    model = own_name(model)
     refuse_in_place(model, locked=False)
     with exclusive(model):
         refuse_in_place(model)
         refuse_linked(model)
         ledger = _required_ledger(model)
         keep = _kept(ledger, to)
+        seen = Sighting.of(model)
         checkpoint = open_checkpoint(model)
         patches = ledger.in_force[keep:]
         way = way_back(model, checkpoint, patches)
@@ -99,12 +102,13 @@ def revert(
                     stage,
                     journal,
                     digests,
+                    seen,
                     forwards=None,
                     prove=partial(prove, stage, written, progress=told.step("verifying")),
                     progress=told.step("overwriting"),
                 )
             else:
-                swap_in(stage, model)
+                swap_in(stage, model, seen)
     return updated
 
 

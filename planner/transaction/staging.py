@@ -22,6 +22,7 @@ from planner.transaction.pieces import Pass, Piece
 from planner.transaction.progress import Steps
 from planner.transaction.proof import Distances, Undone, prove, prove_ahead, state_of
 from planner.transaction.record import Recording, cumulative_changes
+from planner.transaction.sighting import Sighting
 from planner.transaction.types import Frames, Ledger, Receipt, State
 from planner.transaction.undo.data import UndoData, UndoWriter
 from planner.transaction.undo.way_back import Framed, WayBack, way_back
@@ -152,8 +153,8 @@ class Staging:
             _refuse_other(receipt, expected)
         return receipt
 
-    def change_in_place(self, final: Path, receipt: Receipt) -> None:
-        """Overwrite the weights of `final`, and commit."""
+    def change_in_place(self, final: Path, receipt: Receipt, seen: Sighting) -> None:
+        """Overwrite the weights of `final`, and commit, if everything there is as it was `seen`."""
         ledger = ledger_path(self._stage)
         with fsio.storage_errors(ledger):
             digest = digest_file(ledger)
@@ -173,6 +174,7 @@ class Staging:
             self._stage,
             journal,
             self._digests,
+            seen,
             forwards=self._forwards,
             prove=partial(prove, self._stage, self._written, undone=undone, progress=told.step("verifying")),
             progress=told.step("overwriting"),

@@ -10,7 +10,7 @@ from planner import fsio
 from planner.errors import PlannerError
 from planner.transaction.in_place.low_space import settle
 from planner.transaction.ledger import restore_reserve
-from planner.transaction.stage import leftovers, lock_file
+from planner.transaction.stage import done_already, leftovers, lock_file
 from planner.transaction.unfinished import unfinished_records
 
 __all__ = ["exclusive"]
@@ -20,20 +20,28 @@ __all__ = ["exclusive"]
 def exclusive(final: Path) -> Iterator[None]:
     """Be the only writer of the checkpoint `final`; first make whole what a killed process left, and remove the rest.
 
-    Raises `Locked`, `RecoveryBlocked`, `LedgerDamaged` or another `StorageError`.
+    Raises `Locked`, `RecoveryBlocked`, `LedgerDamaged` or another `StorageError`; `Interrupted` for a Ctrl-C when all
+    is done but for giving up the lock, whose file then stays and locks nobody out.
     """
-    with fsio.lock(lock_file(final)):
-        settle(final)
-        for leftover in leftovers(final):
-            fsio.remove_tree(leftover)
-        for file in unfinished_records(final):
-            fsio.remove_file(file)
-        _restore(final)
-        try:
-            yield
-        except BaseException:
+    done = False
+    try:
+        with fsio.lock(lock_file(final)):
+            settle(final)
+            for leftover in leftovers(final):
+                fsio.remove_tree(leftover)
+            for file in unfinished_records(final):
+                fsio.remove_file(file)
             _restore(final)
-            raise
+            try:
+                yield
+                done = True
+            except BaseException:
+                _restore(final)
+                raise
+    except KeyboardInterrupt:
+        if done:
+            raise done_already(final) from None
+        raise
 
 
 def _restore(final: Path) -> None:

@@ -37,7 +37,7 @@ def _replaced(changes: dict[str, Callable[..., Any]], *, within: str = "planner.
             setattr(module, attribute, value)
 
 
-def _file_by_file(stage: Path, final: Path, **others: Any) -> None:
+def _file_by_file(stage: Path, final: Path, *others: Any, **named: Any) -> None:
     from planner.fsio import calls
 
     final.mkdir(exist_ok=True)

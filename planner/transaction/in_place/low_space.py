@@ -25,7 +25,8 @@ from planner.transaction.in_place.readers import refuse_in_use
 from planner.transaction.in_place.slot import Chunk, room_of
 from planner.transaction.ledger import ledger_path
 from planner.transaction.pieces import PIECE, Bytes, Changes, Piece
-from planner.transaction.stage import finish_folders, journal_folder
+from planner.transaction.sighting import Sighting
+from planner.transaction.stage import finish_folders, is_stage, journal_folder
 from planner.transaction.undo.way_back import Layer, through, way_back
 
 __all__ = ["CHUNK", "overwritten", "refuse_other_sizes", "settle", "slot_bytes"]
@@ -55,6 +56,7 @@ def overwritten(
     stage: Path,
     journal: Journal,
     digests: PieceDigests,
+    seen: Sighting,
     *,
     forwards: Callable[[Checkpoint], Iterator[Generator[Piece]]] | None,
     prove: Callable[[], None],
@@ -63,8 +65,8 @@ def overwritten(
     """Overwrite the checkpoint `final` with what the stage stands for, and commit.
 
     `forwards` gives the passes over the shards of the checkpoint, moved aside, that make the new bytes; without it
-    the new bytes are the old ones of the journal's patches. `prove` reads the result back. What goes wrong before the
-    commit is taken back. Raises `FileInUse`, `NoSpace`, another `StorageError`, or `RecoveryBlocked` if that failed.
+    the new bytes are the old ones of the journal's patches. `prove` reads the result back. Everything else has to be as
+    it was `seen`. What goes wrong before the commit is taken back. Raises `FileInUse`, `NoSpace`, another `StorageError`, or `RecoveryBlocked` if that failed.
     """
     aside, folder = set_aside(final), journal_folder(final)
     checkpoint = open_checkpoint(final)
@@ -73,6 +75,7 @@ def overwritten(
     try:
         write_journal(folder, journal, digests, slot=slot_bytes(checkpoint, dict(digests.tensors)))
         finish_folders(stage, final)
+        seen.refuse_changed(final)
         fsio.publish_folder(final, aside)
         refuse_in_use([aside / shard.name for shard in shards])  # who opened it before it was moved
         if forwards:
@@ -80,6 +83,7 @@ def overwritten(
         else:
             _give_back(aside, aside, folder, journal, digests, progress)
         prove()
+        seen.refuse_changed(aside, ours=[shard.name for shard in checkpoint.shards])
         fsio.publish_folder(stage, final)
     except BaseException as error:
         _settled_after(final, error)
@@ -105,13 +109,17 @@ def settle(final: Path, *, progress: Progress | None = None) -> bool:
         return False
     if aside.exists():
         journal, digests = open_journal(folder)
-        if not final.exists():
-            records = final.parent / journal.stage if journal.way == "apply" else aside
+        stage = _stage_of(final, journal)
+        if not final.exists() and not stage.exists():
+            _refuse_unfinished(aside, stage, journal, digests)
+        elif not final.exists():
+            records = stage if journal.way == "apply" else aside
             _give_back(aside, records, folder, journal, digests, progress or (lambda _: None))
             if journal.way == "apply":
                 fsio.publish_folder(aside, final)
             else:
-                fsio.publish_folder(final.parent / journal.stage, final)
+                _refuse_other_ledger(stage, journal)
+                fsio.publish_folder(stage, final)
         elif not _is_committed(final, journal):
             raise RecoveryBlocked(
                 f"{final} was changed in place and interrupted, and now another folder has its name",
@@ -119,6 +127,49 @@ def settle(final: Path, *, progress: Progress | None = None) -> bool:
             )
     _tidy(final)
     return True
+
+
+def _stage_of(final: Path, journal: Journal) -> Path:
+    """The stage that the journal names: nothing else beside the checkpoint may become it. Raises `LedgerDamaged`."""
+    stage = final.parent / journal.stage
+    if not is_stage(journal.stage, final) or stage.is_symlink():
+        raise LedgerDamaged(
+            f"the journal of {final} names {journal.stage!r}, which is no stage of it",
+            hint=f"if you have not made {journal_folder(final)} yourself, remove it and restore the checkpoint",
+        )
+    return stage
+
+
+def _refuse_unfinished(aside: Path, stage: Path, journal: Journal, digests: PieceDigests) -> None:
+    """Raise `RecoveryBlocked` unless all was done to what is aside, and it has another name as well.
+
+    Then the change was committed, and the checkpoint was moved before the rest could be tidied up.
+    """
+    checkpoint = open_checkpoint(aside)
+    with fsio.storage_errors(aside):
+        done = all((aside / shard.name).stat().st_nlink > 1 for shard in checkpoint.shards)
+    with TensorReader(checkpoint) as reader:
+        for name, count in journal.tensors if done else ():
+            tensor = checkpoint.tensors.get(name)
+            if tensor is None:
+                done = False
+                break
+            for number in range(count):
+                now = np.empty(min(PIECE, tensor.nbytes - number * PIECE), np.uint8)
+                reader.read_into(now.data, tensor, number * PIECE)
+                done = done and PieceDigests.digest(now) == digests.of(name, number)[journal.way == "revert"]
+    if not done:
+        raise RecoveryBlocked(
+            f"{stage} is gone, and what is left in {aside} is half changed",
+            hint=f"put {stage.name} back where it was, then run the command again",
+        )
+
+
+def _refuse_other_ledger(stage: Path, journal: Journal) -> None:
+    if not _is_committed(stage, journal):
+        raise LedgerDamaged(
+            f"{stage} is not what the journal was written for", hint="nothing was changed; restore a backup"
+        )
 
 
 def _settled_after(final: Path, error: BaseException) -> None:
