@@ -24,6 +24,7 @@ from planner.fsio.files import (
     reserve_file,
     share_file,
 )
+from planner.fsio.flags import fixed
 from planner.fsio.folders import (
     attributes_like,
     ensure_folder,
@@ -34,6 +35,7 @@ from planner.fsio.folders import (
     remove_tree,
 )
 from planner.fsio.locking import lock
+from planner.fsio.mounts import mounted_from, mounted_in
 from planner.fsio.room import free_bytes, require_folder_of, require_space
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "ensure_folder",
     "exchange_folders",
     "fill_file",
+    "fixed",
     "forget_cached",
     "free_bytes",
     "fsync_file",
@@ -50,6 +53,8 @@ __all__ = [
     "link_file",
     "lock",
     "make_folder",
+    "mounted_from",
+    "mounted_in",
     "not_as_written",
     "open_in_place",
     "overwrite",

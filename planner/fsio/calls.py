@@ -25,6 +25,7 @@ __all__ = [
     "mkdir",
     "open_to_write",
     "pwrite",
+    "removexattr",
     "rename",
     "rmdir",
     "setxattr",
@@ -107,6 +108,11 @@ def utime(descriptor: int, times: tuple[int, int]) -> None:
 def setxattr(descriptor: int, name: str, value: bytes) -> None:
     """Set an extended attribute."""
     os.setxattr(descriptor, name, value)
+
+
+def removexattr(descriptor: int, name: str) -> None:
+    """Remove an extended attribute."""
+    os.removexattr(descriptor, name)
 
 
 def clone(writer: int, reader: int) -> bool:

@@ -13,6 +13,8 @@ import fcntl
 import json
 import os
 import platform
+import shlex
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +22,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
-from planner.errors import Locked
+from planner.errors import Locked, StorageError
 from planner.fsio import calls
 from planner.fsio.failures import storage_errors
 
@@ -116,7 +118,26 @@ def _opened(path: Path) -> tuple[int, bool]:
         with suppress(FileExistsError):
             return calls.take_lock(path), True
         with suppress(FileNotFoundError):  # who had it left in the meantime
-            return calls.open_to_write(path), False
+            _refuse_other(path, path.lstat())
+            descriptor = calls.open_to_write(path)
+            try:
+                _refuse_other(path, os.fstat(descriptor))
+            except BaseException:
+                os.close(descriptor)
+                raise
+            return descriptor, False
+
+
+def _refuse_other(path: Path, found: os.stat_result) -> None:
+    """Raise `StorageError` for what is no lock file: the holder's name would be written over somebody's bytes."""
+    if stat.S_ISREG(found.st_mode) and found.st_nlink < 2:  # none: who had it left in the meantime
+        return
+    what = "is a file with other names (hard links)" if stat.S_ISREG(found.st_mode) else "is not a regular file"
+    name = shlex.quote(str(path))
+    raise StorageError(
+        f"{path} {what}, so it is no lock of this program",
+        hint=f"move it away (`mv -n {name} {name}.moved`), then run the command again",
+    )
 
 
 def _taken(descriptor: int, path: Path, made: bool) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from small_disks import AS_ROOT
 from snapshots import approved_plan, change, everything, files, litter, scale, small_model
 
 from planner.checkpoint import digest_bytes
-from planner.errors import FileInUse, LedgerDamaged, PlannerError, RecoveryBlocked
+from planner.errors import FileInUse, LedgerDamaged, PlannerError, RecoveryBlocked, UnsafeInPlace
 from planner.fsio import calls
 from planner.plan import Policy
 from planner.transaction import apply_plan, recover, revert, verify
@@ -138,6 +139,27 @@ def test_a_change_in_place_that_was_committed_and_then_moved_is_tidied_up(tmp_pa
     if verb == "apply":
         revert(moved, by="t", low_space=True)
         assert files(moved) == files(small_model(tmp_path / "again" / "model"))
+
+
+def test_a_model_that_was_moved_away_from_a_stage_says_how_to_get_rid_of_it(tmp_path: Path) -> None:
+    model = small_model(tmp_path / "model", shards=2)
+    old = files(model)
+
+    def killed_before_the_commit() -> None:
+        calls.exchange = lambda first, second: os.kill(os.getpid(), signal.SIGKILL) if Path(second) == model else None
+        change(model, scale(1.5, layers="0"))
+
+    assert run_forked(killed_before_the_commit) == -signal.SIGKILL
+    moved = model.rename(tmp_path / "moved")
+    if max(path.stat().st_nlink for path in moved.rglob("*.safetensors")) == 1:
+        pytest.skip("this file system shares bytes without a second name")
+    with pytest.raises(UnsafeInPlace, match="hard links") as caught:
+        change(moved, EDIT)
+    (command,) = re.findall("`planner recover (.*)`", caught.value.hint)
+    recover(Path(command))
+    assert litter(tmp_path) == []
+    assert files(moved) == old
+    change(moved, EDIT)
 
 
 def _killed_half_way(model: Path) -> None:

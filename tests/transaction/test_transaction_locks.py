@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from faults import run_forked
@@ -14,7 +13,7 @@ from snapshots import approved_plan, change, everything, files, litter, scale, s
 
 from planner.errors import Locked, PlannerError
 from planner.plan import Policy
-from planner.transaction import apply_plan, read_ledger, recover, revert, verify
+from planner.transaction import apply_plan, read_ledger, recover, revert, state, verify
 
 EDIT = scale(1.5, layers="0-1")
 
@@ -87,17 +86,17 @@ def test_what_a_writer_has_moved_away_is_no_fault_of_the_place(
         "revert": lambda: revert(model, by="second"),
     }[command]
     child, reading = _held_by_another_process(model, None)
-    elsewhere, walk = tmp_path / "elsewhere", os.walk
+    elsewhere, entries = tmp_path / "elsewhere", state._entries
 
-    def walked(top: Path, **options: Any) -> Iterator[Any]:
-        for entry in walk(top, **options):
-            if not elsewhere.exists():
-                model.rename(elsewhere)  # after its names were read
-            yield entry
+    def moved(folder: Path) -> tuple[list[str], list[str]]:
+        found = entries(folder)
+        if not elsewhere.exists():
+            model.rename(elsewhere)  # after its names were read
+        return found
 
     if gone == "before":
         model.rename(elsewhere)
-    monkeypatch.setattr(os, "walk", walked)
+    monkeypatch.setattr(state, "_entries", moved)
     try:
         with pytest.raises(Locked, match=f"process {child}, "):
             act()
