@@ -13,7 +13,8 @@
     │   ├── PolicyInvalid                a policy file that makes no sense
     │   ├── PipelineInvalid              a pipeline file that makes no sense
     │   ├── SigningKeyUnusable           a key to sign or verify with that cannot be used
-    │   └── NothingToRevert              the ledger holds no such patch
+    │   ├── PatchMissing                 the ledger holds no such patch
+    │   └── NothingToRevert              the ledger holds no patch to take back
     ├── PlanRefused                  3   the plan is refused; carries every problem found
     │   ├── PlanInvalid                  not a plan, or not one this version can read
     │   │   └── PlanTooNew               written by a newer planner
@@ -68,10 +69,10 @@ __all__ = [
     "ConfigMalformed", "EndpointRefused", "EndpointUnreachable", "EvidenceUnusable", "ExtraMissing", "FeatureRefused",
     "FileInUse", "FileUnreadable", "GateRefused", "HeaderMalformed", "Interrupted", "KeyMissing", "LedgerDamaged",
     "LimitReached", "Locked", "NetworkForbidden", "NoSpace", "NoValidPlan", "NotACheckpoint", "NothingToRevert",
-    "OutputExists", "PatchUnusable", "PickleOnly", "PipelineInvalid", "PlanInvalid", "PlanNotApproved", "PlanRefused",
-    "PlanTooNew", "PlannerError", "PolicyInvalid", "ReadOnly", "RecoveryBlocked", "ResultDiffers", "ShardMissing",
-    "ShardTruncated", "ShardsAmbiguous", "SignatureRefused", "SigningKeyUnusable", "StalePlan", "StorageError",
-    "SuiteInvalid", "TextInvalid", "TranscriptUnusable", "UnknownDtype", "UnsafeInPlace", "UsageError",
+    "OutputExists", "PatchMissing", "PatchUnusable", "PickleOnly", "PipelineInvalid", "PlanInvalid", "PlanNotApproved",
+    "PlanRefused", "PlanTooNew", "PlannerError", "PolicyInvalid", "ReadOnly", "RecoveryBlocked", "ResultDiffers",
+    "ShardMissing", "ShardTruncated", "ShardsAmbiguous", "SignatureRefused", "SigningKeyUnusable", "StalePlan",
+    "StorageError", "SuiteInvalid", "TextInvalid", "TranscriptUnusable", "UnknownDtype", "UnsafeInPlace", "UsageError",
     "VoidModification",
 ]
 # fmt: on
@@ -143,6 +144,10 @@ class PipelineInvalid(UsageError):
 
 class SigningKeyUnusable(UsageError):
     """A key to sign or to verify with is missing, too short, readable by everybody, or refused by ssh-keygen."""
+
+
+class PatchMissing(UsageError):
+    """The ledger holds no such patch, or none is in force."""
 
 
 class NothingToRevert(UsageError):

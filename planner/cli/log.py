@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,12 +27,18 @@ def command(
     from planner.cli.given import checkpoint_at
     from planner.cli.log_table import show_history
     from planner.transaction import read_ledger
+    from planner.transaction.seal import seal_holds
 
     screen = Screen(as_json=as_json)
     path = locate(model)
     ledger = read_ledger(path)
     if ledger is None:
         checkpoint_at(model)  # a folder that is no checkpoint is an error, not an empty history
+    if ledger is not None and not seal_holds(ledger):
+        screen.say(
+            "DAMAGED: the ledger is not as it was written (its seal does not hold), so what follows may not be so; "
+            f"`planner verify {shlex.quote(str(path))}` compares it with the rest"
+        )
     if patch is not None:
         _one_patch(path, ledger, patch, screen)
         return
@@ -47,6 +54,7 @@ def command(
             "original_fingerprint": ledger.original.fingerprint,
             "current_fingerprint": ledger.current.fingerprint,
             "in_force": list(ledger.in_force),
+            "seal_holds": seal_holds(ledger),
             "events": [event.model_dump(mode="json") for event in ledger.events],
         }
     )
@@ -54,13 +62,13 @@ def command(
 
 
 def _one_patch(path: Path, ledger: Ledger | None, number: int, screen: Screen) -> None:
-    """Raises `NothingToRevert` for a patch that the history does not hold, and `LedgerDamaged`."""
+    """Raises `PatchMissing` for a patch that the history does not hold, and `LedgerDamaged`."""
     from planner.cli.log_table import show_patch
-    from planner.errors import NothingToRevert
+    from planner.errors import PatchMissing
 
     events = [event for event in ledger.events if event.patch == number] if ledger else []
     if ledger is None or not any(event.kind == "applied" for event in events):
-        raise NothingToRevert(f"the history of {path} holds no patch {number}", hint="`planner log MODEL` lists them")
+        raise PatchMissing(f"the history of {path} holds no patch {number}", hint="`planner log MODEL` lists them")
     plan, receipt = _recorded(path, number)
     screen.emit(
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -27,19 +28,26 @@ def command(
 
     screen = Screen(as_json=as_json)
     path = locate(model)
-    with screen.progress("reverting") as bar:
-        ledger = revert(path, to=to, by=invoking_user(), low_space=low_space, progress=bar.step)
-    original = ledger.current.fingerprint == ledger.original.fingerprint
-    screen.emit(
-        {
-            "schema": "planner/reverted@1",
-            "path": str(path),
-            "in_force": list(ledger.in_force),
-            "fingerprint": ledger.current.fingerprint,
-            "original_fingerprint": ledger.original.fingerprint,
-            "original": original,
-        }
-    )
-    screen.show("in force: " + (", ".join(map(str, ledger.in_force)) or "no patch"))
-    screen.show(f"now       {ledger.current.fingerprint}")
-    screen.show(f"original  {ledger.original.fingerprint}" + ("  (the same)" if original else ""))
+    left: list[str] = []
+    with screen.change(path):
+        with screen.progress("reverting") as bar:
+            ledger = revert(path, to=to, by=invoking_user(), low_space=low_space, left=left.extend, progress=bar.step)
+            screen.made()
+        original = ledger.current.fingerprint == ledger.original.fingerprint
+        screen.emit(
+            {
+                "schema": "planner/reverted@1",
+                "path": str(path),
+                "in_force": list(ledger.in_force),
+                "fingerprint": ledger.current.fingerprint,
+                "original_fingerprint": ledger.original.fingerprint,
+                "original": original,
+                "left_so": left,
+            }
+        )
+        screen.show("in force: " + (", ".join(map(str, ledger.in_force)) or "no patch"))
+        screen.show(f"now       {ledger.current.fingerprint}")
+        screen.show(f"original  {ledger.original.fingerprint}" + ("  (the same)" if original else ""))
+        if left:
+            names = ", ".join(left)
+            screen.show(f"not as the ledger says, and left so: {names}  (planner verify {shlex.quote(str(path))})")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from planner.transaction.apply import apply_patch, apply_plan
+from planner.transaction.beside import left_beside
+from planner.transaction.budget import with_budget
 from planner.transaction.evaluated import record_evaluation
 from planner.transaction.ledger import RECEIPT, patch_folder, read_ledger
 from planner.transaction.places import free_name
@@ -31,6 +33,7 @@ __all__ = [
     "export_patch",
     "free_name",
     "is_portable",
+    "left_beside",
     "patch_folder",
     "patch_statement",
     "read_ledger",
@@ -38,4 +41,5 @@ __all__ = [
     "recover",
     "revert",
     "verify",
+    "with_budget",
 ]

@@ -6,16 +6,17 @@ from pathlib import Path
 
 from planner import fsio
 from planner.checkpoint import Checkpoint, open_checkpoint
-from planner.errors import LedgerDamaged
+from planner.errors import LedgerDamaged, StalePlan
 from planner.plan import Modification, Plan, Policy, approved, policy_digest, verify_approval
 from planner.transaction.checked_plan import CheckedPlan
 from planner.transaction.history import copy_patch
 from planner.transaction.in_place.low_space import refuse_other_sizes, slot_bytes
 from planner.transaction.ledger import patch_folder
-from planner.transaction.places import refuse_in_place, refuse_linked, refuse_output
+from planner.transaction.places import refuse_in_place, refuse_linked, refuse_output, refuse_special_modes
 from planner.transaction.portable.porting import PortablePatch, PortedPatch
 from planner.transaction.progress import Progress, Steps
 from planner.transaction.record import Approval, Recording
+from planner.transaction.seal import require_seal
 from planner.transaction.sighting import Sighting
 from planner.transaction.stage import own_name, publish, require_exchange, staged, swap_in
 from planner.transaction.staging import Expected, Source, Staging
@@ -126,6 +127,8 @@ def _applied(
     model, out = own_name(model), None if out is None else own_name(out)
     final = model if out is None else out
     _refuse_place(model, out, locked=False)
+    if low_space:
+        refuse_special_modes(model)
     with exclusive(final):
         _refuse_place(model, out, locked=True)
         if out is None:
@@ -134,8 +137,8 @@ def _applied(
         checkpoint = open_checkpoint(model)
         patch.told.total = checkpoint.nbytes
         source = Source.of(checkpoint, in_place=out is None)
-        work = patch.work_on(checkpoint)
-        _refuse_damaged(model, source.ledger, patch.plan.checkpoint.fingerprint)
+        require_seal(model, source.ledger)
+        work = _work(patch, checkpoint, source.ledger)
         if low_space:
             refuse_other_sizes(work.changes)
         # Where room is short, an upper bound that is far too high would refuse what can be done: then the undo data,
@@ -170,12 +173,24 @@ def _refuse_place(model: Path, out: Path | None, *, locked: bool) -> None:
         refuse_output(out, model)
 
 
-def _refuse_damaged(model: Path, ledger: Ledger | None, fingerprint: str) -> None:
-    if ledger and ledger.current.fingerprint != fingerprint:
+def _work(patch: CheckedPlan | PortedPatch, checkpoint: Checkpoint, ledger: Ledger | None) -> Work:
+    """What there is to do. Raises `LedgerDamaged` where either the plan or the ledger is about other weights."""
+    meant = patch.plan.checkpoint.fingerprint
+    try:
+        work = patch.work_on(checkpoint)
+    except StalePlan:
+        if ledger is None or ledger.current.fingerprint != meant:
+            raise
         raise LedgerDamaged(
-            f"{model} is not what its ledger says, so its earlier patches could not be taken back afterwards",
+            f"{checkpoint.path} is not what its ledger says; the plan is for what it should be",
+            hint="`planner verify MODEL` names what differs; put that back from a copy, then apply the plan",
+        ) from None
+    if ledger is not None and ledger.current.fingerprint != meant:
+        raise LedgerDamaged(
+            f"{checkpoint.path} is not what its ledger says, so its earlier patches could not be taken back afterwards",
             hint="`planner verify MODEL` names what differs; --out DIR begins a new history",
         )
+    return work
 
 
 def _bytes_needed(checkpoint: Checkpoint, work: Work, undo: int, *, in_place: bool, low_space: bool) -> int:

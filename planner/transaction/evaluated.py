@@ -16,6 +16,7 @@ from planner.errors import UnsafeInPlace
 from planner.evaluation import Evaluation
 from planner.evaluation.wording import finding
 from planner.transaction.ledger import encode_ledger, ledger_path, patch_folder, read_ledger
+from planner.transaction.seal import sealed
 from planner.transaction.types import EvaluationSummary, Event, Ledger
 from planner.transaction.unfinished import unfinished_records
 from planner.transaction.writer import exclusive
@@ -86,4 +87,5 @@ def _updated(ledger: Ledger, evaluation: Evaluation, patch: int, file: str, dige
             findings=tuple(map(finding, evaluation.metrics)),
         ),
     )
-    return ledger.model_copy(update={"serial": ledger.serial + 1, "events": (*ledger.events, event)})
+    updated = ledger.model_copy(update={"serial": ledger.serial + 1, "events": (*ledger.events, event)})
+    return sealed(updated, follows=ledger)

@@ -17,8 +17,8 @@ _LARGEST = 64 * 2**20
 def keep_arrays(wanted: Mapping[str, str], folder: Path, patch: Path) -> None:
     """Copy the files of arrays that lie beside the plan, in `folder`, into the record `patch`.
 
-    `wanted` has the digest of each, as the check read it. Files elsewhere (of an absolute path, in a folder) and files of more
-    than 64 MiB stay where they are; the plan names them. Raises `StorageError`.
+    `wanted` has the digest of each, as the check read it. Files elsewhere (of an absolute path, in a folder) and files
+    of more than 64 MiB stay where they are; the plan names them. Raises `StorageError`.
     """
     for name, digest in wanted.items():
         path = folder / name

@@ -40,6 +40,9 @@ PLAN = "plan.json"
 RECEIPT = "receipt.json"
 UNDO = "undo.safetensors"
 
+_SLOT = 16 * 2**20
+"""More than a chunk that is changed in place takes (`low_space`); the records that follow it grow with the ledger."""
+
 
 def ledger_path(folder: Path) -> Path:
     """Where the ledger of a checkpoint is."""
@@ -78,7 +81,8 @@ def read_ledger(folder: Path) -> Ledger | None:
     """The ledger of a checkpoint, or None if no patch was ever applied to it. Raises `LedgerDamaged`."""
     path = ledger_path(folder)
     try:
-        return Ledger.model_validate_json(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        ledger = Ledger.model_validate_json(content.decode())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError, ValidationError) as error:
@@ -86,6 +90,12 @@ def read_ledger(folder: Path) -> Ledger | None:
             f"{path} cannot be read: {str(error).splitlines()[0]}",
             hint="restore it from a backup; without it a patch cannot be taken back",
         ) from None
+    if ledger.reserve > _SLOT + 4 * len(content):
+        raise LedgerDamaged(
+            f"{path} asks for {ledger.reserve:,} bytes to be reserved, which no patch can need",
+            hint="restore it from a backup",
+        )
+    return ledger
 
 
 def goals_in_force(ledger: Ledger) -> tuple[str, ...]:

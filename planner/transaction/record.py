@@ -9,6 +9,7 @@ from pathlib import Path
 
 from planner import __version__, fsio
 from planner.checkpoint import digest_bytes, digest_file
+from planner.plain_text import plain
 from planner.plan import Modification, Plan, write_plan
 from planner.transaction.ledger import (
     PLAN,
@@ -19,6 +20,8 @@ from planner.transaction.ledger import (
     restore_reserve,
     write_record,
 )
+from planner.transaction.recorded import carried_over, refuse_damaged
+from planner.transaction.seal import sealed
 from planner.transaction.types import Event, Ledger, Parent, Receipt, State
 from planner.transaction.undo.data import UndoArrays
 from planner.transaction.undo.way_back import read_receipt
@@ -68,8 +71,11 @@ class Recording:
         """Write plan, receipt and ledger into the stage. With a `slot`, room for going back in place is reserved.
 
         `relative` and `distances` are how far each tensor moved, now and from its original; `inherited` begins a
-        history where there is no ledger.
+        history where there is no ledger. Raises `LedgerDamaged` where what was found is not what the ledger says, and
+        a `StorageError`.
         """
+        if ledger:
+            refuse_damaged(self.work.checkpoint.path, ledger, written.before)
         folder = patch_folder(stage, self.number)
         content = write_plan(self.plan)
         receipt = self._receipt(written, after, arrays, relative, distances, digest_bytes(content))
@@ -85,13 +91,14 @@ class Recording:
         updated = base.model_copy(
             update={
                 "serial": base.serial + 1,
-                "current": after,
+                "current": carried_over(ledger, before, after, _rewritten(receipt)) if ledger else after,
                 "in_force": (*base.in_force, self.number),
                 "events": (*base.events, self._event(receipt, folder, base)),
             }
         )
         size = slot + 4 * len(encode_ledger(updated)) + _FOR_FOLDERS if slot else 0
-        write_record(ledger_path(stage), encode_ledger(updated.model_copy(update={"reserve": size})))
+        updated = sealed(updated.model_copy(update={"reserve": size}), follows=ledger)
+        write_record(ledger_path(stage), encode_ledger(updated))
         restore_reserve(stage)
         return receipt
 
@@ -122,7 +129,7 @@ class Recording:
             at=now(),
             by=self.by,
             planner_version=__version__,
-            path=str(self.path),
+            path=plain(str(self.path)),  # a folder's name need not be text
             in_place=self.in_place,
             fingerprint_before=written.before.fingerprint,
             fingerprint_after=after.fingerprint,
@@ -159,6 +166,11 @@ class Recording:
             signed_by=self.approval.signed_by,
             records=_digests(folder),
         )
+
+
+def _rewritten(receipt: Receipt) -> set[str]:
+    """The files that a patch wrote."""
+    return {tensor.shard for tensor in receipt.tensors} | {file.name for file in receipt.files}
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,14 +14,23 @@ from planner.transaction.in_place.journal import Journal, PieceDigests
 from planner.transaction.in_place.low_space import overwritten, refuse_other_sizes, slot_bytes
 from planner.transaction.ledger import encode_ledger, ledger_path, read_ledger, reserve_path, write_record
 from planner.transaction.pieces import Changes, Piece
-from planner.transaction.places import refuse_in_place, refuse_linked
+from planner.transaction.places import refuse_in_place, refuse_linked, refuse_special_modes
 from planner.transaction.progress import Progress, Steps
 from planner.transaction.proof import prove, state_of
 from planner.transaction.record import now
+from planner.transaction.recorded import (
+    carried_over,
+    left_so,
+    originals_kept,
+    refuse_damaged,
+    refuse_damaged_records,
+)
+from planner.transaction.seal import sealed
 from planner.transaction.sighting import Sighting
 from planner.transaction.stage import own_name, require_exchange, staged, swap_in
 from planner.transaction.state import measure
 from planner.transaction.types import Event, Ledger, State
+from planner.transaction.undo.replaced import refuse_edited
 from planner.transaction.undo.way_back import WayBack, way_back
 from planner.transaction.writer import exclusive
 from planner.transaction.writing import fill_stage, new_size
@@ -29,29 +39,41 @@ __all__ = ["revert"]
 
 
 def revert(
-    model: Path, *, to: int | None = None, by: str, low_space: bool = False, progress: Progress | None = None
+    model: Path,
+    *,
+    to: int | None = None,
+    by: str,
+    low_space: bool = False,
+    left: Callable[[tuple[str, ...]], None] | None = None,
+    progress: Progress | None = None,
 ) -> Ledger:
     """Take back the last patch, or every patch after patch `to` (0: all of them). Returns the ledger afterwards.
 
     The space of the stage is reserved before its first byte. With `low_space` there is no second copy of the weights:
     `model` is moved aside, overwritten in its place under a journal, and put back; room for that was reserved when a
-    patch was applied so.
+    patch was applied so. In the end `left` is told the files that were not as the ledger says and no patch had
+    replaced: they are left so, and the ledger keeps what it said of them.
 
     Raises `NothingToRevert`, `LedgerDamaged` if the weights are not what the ledger says (taking a patch back would
-    then produce neither the old weights nor the new), `Locked`, `UnsafeInPlace`, `FileInUse` or a `StorageError`.
+    then produce neither the old weights nor the new), if undo data are not what they were or if a small file was
+    edited that would be replaced, `Locked`, `UnsafeInPlace`, `FileInUse` or a `StorageError`.
     """
     model = own_name(model)
-    refuse_in_place(model, locked=False)
+    refuse_in_place(model, locked=False, reverting=True)
+    if low_space:
+        refuse_special_modes(model)
     with exclusive(model):
-        refuse_in_place(model)
-        refuse_linked(model)
+        refuse_in_place(model, reverting=True)
+        refuse_linked(model, reverting=True)
         ledger = _required_ledger(model)
         keep = _kept(ledger, to)
         seen = Sighting.of(model)
         checkpoint = open_checkpoint(model)
         patches = ledger.in_force[keep:]
         way = way_back(model, checkpoint, patches)
+        refuse_damaged_records(model, ledger, patches)
         changes = way.changes(checkpoint)
+        refuse_edited(checkpoint, way.replaced)
         if low_space:
             _refuse_sequential(way, changes)
             fsio.remove_file(reserve_path(model))
@@ -76,11 +98,12 @@ def revert(
                     progress=told.step("writing"),
                 )
             except LedgerDamaged:
-                _refuse_damaged(model, ledger, measure(checkpoint))  # the better reason, if it is one
+                refuse_damaged(model, ledger, measure(checkpoint))  # the better reason, if it is one
                 raise
-            _refuse_damaged(model, ledger, written.before)
+            refuse_damaged(model, ledger, written.before)
             after = state_of(stage, written)
-            updated = _updated(ledger, keep, after, by)
+            said = _said(ledger, keep, checkpoint, changes, written.before, after)
+            updated = sealed(_updated(ledger, keep, after, by).model_copy(update={"current": said}), follows=ledger)
             if not low_space:
                 prove(stage, written, progress=told.step("verifying"))
             for event in ledger.events:
@@ -109,6 +132,8 @@ def revert(
                 )
             else:
                 swap_in(stage, model, seen)
+    if left:
+        left(left_so(said, after))
     return updated
 
 
@@ -154,13 +179,11 @@ def _kept(ledger: Ledger, to: int | None) -> int:
     return keep
 
 
-def _refuse_damaged(model: Path, ledger: Ledger, found: State) -> None:
-    wrong = [name for name, digest in ledger.current.tensors.items() if found.tensors.get(name) != digest]
-    if wrong or found.fingerprint != ledger.current.fingerprint:
-        raise LedgerDamaged(
-            f"{model} is not what its ledger says: {', '.join(wrong[:5]) or 'config.json'}",
-            hint="`planner verify MODEL` names what differs; put those files back from a copy, then revert",
-        )
+def _said(ledger: Ledger, keep: int, checkpoint: Checkpoint, changes: Changes, before: State, after: State) -> State:
+    """What the ledger is to say that there is now."""
+    rewritten = {shard.name for shard in checkpoint.shards if changes.rewrites(checkpoint, shard.name)}
+    said = carried_over(ledger, before, after, rewritten | changes.files.keys())
+    return said if keep else originals_kept(ledger, said, changes.headers.keys() | changes.files.keys())
 
 
 def _bytes_needed(checkpoint: Checkpoint, changes: Changes, *, low_space: bool) -> int:

@@ -49,7 +49,7 @@ class Sighting:
         return cls(entries)
 
     def refuse_changed(self, folder: Path, *, ours: Collection[str] = ()) -> None:
-        """Raise `FileInUse` if the folder, whatever its name is now, has changed since; in `ours` the bytes are ours."""
+        """Raise `FileInUse` if the folder, whatever its name is now, has changed since; but the bytes of `ours`."""
         then, now = self.entries, Sighting.of(folder).entries
         changed = sorted(
             name

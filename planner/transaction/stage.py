@@ -143,13 +143,12 @@ def publish(stage: Path, final: Path, *, like: Path) -> None:
 def finish_folders(stage: Path, like: Path, *, writable: bool = False) -> None:
     """Attributes as those of the folders of the same names in `like`, from the inside out; then all is durable."""
     with fsio.storage_errors(stage):
-        folders = [Path(root) for root, _, _ in os.walk(stage, topdown=False, onerror=_raise)]
-    for folder in folders:
+        folders = [stage]
+        for folder in folders:  # which grows: os.walk calls itself for each level
+            with os.scandir(folder) as entries:
+                folders += sorted(Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
+    for folder in reversed(folders):
         model = like / folder.relative_to(stage)
         # The first records are whose the model is: its owner has to be able to remove them.
         fsio.attributes_like(folder, model if model.is_dir() else like, writable=writable)
         fsio.fsync_folder(folder)
-
-
-def _raise(error: OSError) -> None:
-    raise error

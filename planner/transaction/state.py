@@ -58,18 +58,40 @@ def folders_of(folder: Path, *, locked: bool = True) -> Iterator[str]:
 
 
 def _walked(folder: Path, locked: bool) -> Iterator[tuple[Path, list[str], list[str]]]:
+    # Not os.walk, which calls itself for each level: a thousand of them are more than Python bears.
     with fsio.storage_errors(folder):
-        for root, folders, files in os.walk(folder, onerror=_raise if locked else _raise_unless_gone):
-            path = Path(root)
+        waiting = [folder]
+        while waiting:
+            path = waiting.pop()
+            try:
+                folders, files = _entries(path)
+            except FileNotFoundError:
+                if locked:
+                    raise
+                continue
             if path == folder and LEDGER_FOLDER in folders:
                 folders.remove(LEDGER_FOLDER)
-            folders.sort()
             for name in folders:
                 if (path / name).is_symlink():
                     raise StorageError(
                         f"{path / name} is a link to a folder", hint="remove it from the checkpoint folder"
                     )
-            yield path, folders, sorted(files)
+            yield path, folders, files
+            waiting += [path / name for name in reversed(folders)]
+
+
+def _entries(path: Path) -> tuple[list[str], list[str]]:
+    """The names of the folders in a folder, and those of everything else, sorted."""
+    folders: list[str] = []
+    files: list[str] = []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            try:
+                kind = folders if entry.is_dir() else files
+            except OSError:  # links in a circle
+                kind = files
+            kind.append(entry.name)
+    return sorted(folders), sorted(files)
 
 
 def measure(checkpoint: Checkpoint, *, progress: Progress | None = None) -> State:
@@ -114,12 +136,3 @@ def _measure_shard(checkpoint: Checkpoint, name: str, tensors: dict[str, str], p
                 progress(len(chunk))
         tensors[entry.name] = "blake3:" + hasher.hexdigest()
     return shard_digest(checkpoint.header_bytes(name), (tensors[entry.name] for entry in entries))
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _raise_unless_gone(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from planner.records import Record
 
@@ -44,6 +45,20 @@ class State(Record):
     """By path inside the folder; the ledger itself is not among them."""
     tensors: dict[str, str]
     """Digest of each tensor's bytes, by name."""
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _names_are_text(cls, files: object) -> object:
+        """A file's name need not be text, JSON has to be: bytes that are no UTF-8 are escaped.
+
+        Where the locale knows fewer characters than UTF-8, Python hands out the others as such bytes too.
+        """
+        return {_text(str(name)): state for name, state in files.items()} if isinstance(files, dict) else files
+
+
+def _text(name: str) -> str:
+    foreign = any("\udc80" <= character <= "\udcff" for character in name)
+    return os.fsencode(name).decode("utf-8", "backslashreplace") if foreign else name
 
 
 class Parent(Record):
@@ -128,10 +143,12 @@ class Ledger(Record):
     """Now."""
     in_force: tuple[int, ...]
     """Numbers of the patches that the weights contain, oldest first."""
-    reserve: int = 0
+    reserve: int = Field(default=0, ge=0)
     """Bytes kept free beside the ledger, for a revert that may find a full disk."""
     events: tuple[Event, ...]
     """What happened, oldest first."""
+    seal: str | None = None
+    """BLAKE3 digest of everything else, which finds accidents (`seal`); null in ledgers of earlier versions."""
 
 
 class Frames(Record):
@@ -258,6 +275,10 @@ class Verification(Record):
     """Files whose bytes or mode are not what the ledger says, or that are missing."""
     damaged_records: tuple[str, ...] = ()
     """Files in the records of patches (plans, receipts, undo data) that are not what the ledger says."""
+    damaged_events: tuple[str, ...] = ()
+    """What the history says of a patch otherwise than the patch's own record, a sentence each."""
+    seal: bool | None = None
+    """Whether the ledger is as it was written; null without a ledger, and for one of an earlier version."""
     added_files: tuple[str, ...] = ()
     """Files that the ledger does not know; no damage."""
     files: int

@@ -10,12 +10,13 @@ import stat
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from planner import fsio
 from planner.checkpoint import Checkpoint, digest_bytes, digest_file, fingerprint_of
+from planner.errors import StorageError
 from planner.transaction.pieces import Changes, Done, Outcome, Pass, Piece
-from planner.transaction.state import files_of, folders_of, shard_digest
+from planner.transaction.state import LEDGER_FOLDER, files_of, folders_of, shard_digest
 from planner.transaction.types import FileState, State
 
 __all__ = ["Written", "fill_stage", "new_size", "put_file"]
@@ -58,6 +59,7 @@ def fill_stage(
     `keep` are for the undo data. The space of every shard that is written is taken before the first byte. The bytes
     of shards are not yet durable. Raises a `StorageError` or what reading raises.
     """
+    _refuse_outside(changes)
     filling = _Filling(checkpoint, stage, changes, share, low_space, later, done, keep, progress or (lambda _: None))
     for name in folders_of(checkpoint.path):
         fsio.make_folder(stage / name)
@@ -182,6 +184,17 @@ class _Filling:
                     self._keep(piece)
                 done = piece.old if piece.new is None else piece.new
                 self._progress(0 if done is None else done.size)
+
+
+def _refuse_outside(changes: Changes) -> None:
+    """Raise `StorageError` for the name of a file that is not one of a checkpoint's, before anything is written."""
+    for name in changes.files:
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or "\0" in name or ".." in parts or parts[0].startswith(LEDGER_FOLDER):
+            raise StorageError(
+                f"{name!r} is not the name of a file of a checkpoint, and is not written",
+                hint="nothing was changed; if you did not choose that name, do not trust where the checkpoint is from",
+            )
 
 
 def put_file(stage: Path, written: Written, name: str, content: bytes, *, like: Path) -> Written:

@@ -16,7 +16,7 @@ from faults import Disk, installed, interrupt, refuse
 from snapshots import approved_plan, change, files, litter, scale
 
 from planner.checkpoint import fingerprint_checkpoint, open_checkpoint
-from planner.errors import StorageError, UsageError
+from planner.errors import Interrupted, StorageError, UsageError
 from planner.plan import Policy
 from planner.transaction import Receipt, apply_plan, checked_plan, read_ledger, revert, verify
 from planner.transaction.edits import Edits
@@ -199,7 +199,7 @@ def test_a_fault_at_every_call_leaves_the_old_state_or_the_new_one(
             def work(model: Path = model) -> object:
                 return revert(model, by="tester")
 
-        with installed(Disk(number, fault)) as disk, suppress(StorageError, KeyboardInterrupt):
+        with installed(Disk(number, fault)) as disk, suppress(StorageError, KeyboardInterrupt, Interrupted):
             work()
         states = states or [old, files(model)]  # number 0: no fault
         assert files(model) in states

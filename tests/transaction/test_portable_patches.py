@@ -19,7 +19,7 @@ from portable_cases import KINDS, apply_here, arrays_of, llama, planned, rewrite
 from snapshots import ANY, MEMORY, approved_plan, everything, files, litter, scale, short_pieces
 
 from planner.checkpoint import fingerprint_checkpoint, open_checkpoint
-from planner.errors import NothingToRevert, OutputExists, PlanRefused, StalePlan, UnsafeInPlace
+from planner.errors import OutputExists, PatchMissing, PlanRefused, StalePlan, UnsafeInPlace
 from planner.plan import Policy, decide, write_plan
 from planner.transaction import PortablePatch, apply_patch, apply_plan, export_patch, is_portable, revert, verify
 
@@ -113,9 +113,9 @@ def test_patches_on_each_other_come_out_one_by_one_and_give_the_chain_again(tmp_
         assert files(base) == states[number]
     revert(base, to=0, by="tester")
     assert files(base) == states[0]
-    with pytest.raises(NothingToRevert):
+    with pytest.raises(PatchMissing):
         export_patch(base, tmp_path / "none")
-    with pytest.raises(NothingToRevert):
+    with pytest.raises(PatchMissing):
         export_patch(model, tmp_path / "none", number=7)
     with pytest.raises(OutputExists):
         export_patch(model, tmp_path / "late-1")

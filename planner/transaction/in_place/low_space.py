@@ -64,9 +64,10 @@ def overwritten(
 ) -> None:
     """Overwrite the checkpoint `final` with what the stage stands for, and commit.
 
-    `forwards` gives the passes over the shards of the checkpoint, moved aside, that make the new bytes; without it
-    the new bytes are the old ones of the journal's patches. `prove` reads the result back. Everything else has to be as
-    it was `seen`. What goes wrong before the commit is taken back. Raises `FileInUse`, `NoSpace`, another `StorageError`, or `RecoveryBlocked` if that failed.
+    `forwards` gives the passes over the shards of the checkpoint, moved aside, that make the new bytes; without it the
+    new bytes are the old ones of the journal's patches. `prove` reads the result back. Everything else has to be as it
+    was `seen`. What goes wrong before the commit is taken back. Raises `FileInUse`, `NoSpace`, another `StorageError`,
+    or `RecoveryBlocked` if that failed.
     """
     aside, folder = set_aside(final), journal_folder(final)
     checkpoint = open_checkpoint(final)

@@ -12,7 +12,7 @@ from blake3 import blake3
 
 from planner import fsio
 from planner.checkpoint import Checkpoint, TensorReader, digest_bytes, encode_header, open_checkpoint
-from planner.errors import LedgerDamaged, NothingToRevert, OutputExists, PatchUnusable
+from planner.errors import LedgerDamaged, OutputExists, PatchMissing, PatchUnusable, PlanInvalid
 from planner.plan import read_plan
 from planner.transaction.ledger import PLAN, patch_folder, read_ledger
 from planner.transaction.pieces import PIECE
@@ -33,7 +33,7 @@ Progress = Callable[[str, int, int], None]
 def export_patch(model: Path, out: Path, *, number: int | None = None, progress: Progress | None = None) -> PatchHead:
     """Write patch `number` of `model`, the last one in force by default, to the new file `out`.
 
-    Raises `OutputExists`, `NothingToRevert` where no such patch is in force, `LedgerDamaged` where the weights are not
+    Raises `OutputExists`, `PatchMissing` where no such patch is in force, `LedgerDamaged` where the weights are not
     what the ledger says, or a `StorageError`.
     """
     if out.exists():
@@ -42,7 +42,7 @@ def export_patch(model: Path, out: Path, *, number: int | None = None, progress:
     ledger = _ledger(model)
     number = ledger.in_force[-1] if number is None else number
     if number not in ledger.in_force:
-        raise NothingToRevert(f"patch {number} is not in force", hint="`planner log MODEL` shows which are")
+        raise PatchMissing(f"patch {number} is not in force", hint="`planner log MODEL` shows which are")
     checkpoint = open_checkpoint(model)
     later = ledger.in_force[ledger.in_force.index(number) + 1 :]
     exporting = _Exporting(checkpoint, number, way_back(model, checkpoint, later), progress)
@@ -50,7 +50,13 @@ def export_patch(model: Path, out: Path, *, number: int | None = None, progress:
     try:
         fsio.remove_tree(folder)  # left by a process that was killed
         fsio.make_folder(folder)
-        head = exporting.head(folder)
+        try:
+            head = exporting.head(folder)
+        except (PlanInvalid, OSError, ValueError) as error:
+            raise LedgerDamaged(
+                f"the record of patch {number} is damaged: {' '.join(str(error).split())[:200]}",
+                hint="`planner verify MODEL` names what differs; put it back from a copy",
+            ) from None
         fsio.replace_file(out, exporting.content(folder, head))
     finally:
         fsio.remove_tree(folder)
@@ -60,7 +66,7 @@ def export_patch(model: Path, out: Path, *, number: int | None = None, progress:
 def _ledger(model: Path) -> Ledger:
     ledger = read_ledger(model)
     if ledger is None or not ledger.in_force:
-        raise NothingToRevert(f"no patch is in force on {model}", hint="`planner log MODEL` shows its history")
+        raise PatchMissing(f"no patch is in force on {model}", hint="`planner log MODEL` shows its history")
     return ledger
 
 
@@ -160,7 +166,7 @@ class _Exporting:
             return {}
         old = b"".join(self._undo.chunks(file.undo)) if file.undo else b""
         new = self._later.files.get(name) or self._checkpoint.config_bytes
-        if digest_bytes(new) != file.after:
+        if digest_bytes(new) != file.after or (digest_bytes(old) if file.undo else None) != file.before:
             raise LedgerDamaged(f"{name} is not what the ledger says", hint="`planner verify MODEL` names what differs")
         was, now = (json.loads(content or b"{}") for content in (old, new))
         changed = {key: value for key, value in now.items() if key not in was or was[key] != value}

@@ -13,7 +13,6 @@ come out as the plan makes them, however the base is cut into shards. So there i
 from __future__ import annotations
 
 import stat
-import struct
 from pathlib import Path
 from typing import Literal
 
@@ -27,10 +26,20 @@ from planner.records import Record
 from planner.transaction.types import Frames
 from planner.transaction.undo.data import UndoData
 
-__all__ = ["HEAD", "MAKE_ONE", "PLAN", "PatchHead", "PatchTensor", "PortablePatch", "is_portable", "patch_statement"]
+__all__ = [
+    "HEAD",
+    "MAKE_ONE",
+    "PLAN",
+    "PatchHead",
+    "PatchTensor",
+    "PortablePatch",
+    "damaged",
+    "is_portable",
+    "patch_statement",
+]
 
 HEAD, PLAN = "patch", "plan"
-MAKE_ONE = "have it made again, by `planner export-patch MODEL --out FILE`"
+MAKE_ONE = "fetch it again, or have it made again: `planner export-patch MODEL --out FILE`"
 _LARGEST = 64 * 2**20
 _MOST = 100_000
 """Tensors. So many heads of tensors take some 200 MiB of memory."""
@@ -81,7 +90,11 @@ class PatchHead(Record):
 
 
 def is_portable(path: Path) -> bool:
-    """Whether a file is a portable patch, by its beginning: a plan is JSON, this is not."""
+    """Whether a file is a portable patch, or was one before it was damaged; by its beginning, for a plan is JSON.
+
+    The length at the beginning of a patch has bytes that are zero, which no text has. What is empty, or begins with
+    something else, goes by its name.
+    """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be empty for whoever reads it next
             return False
@@ -89,7 +102,7 @@ def is_portable(path: Path) -> bool:
             beginning = file.read(9)
     except (OSError, ValueError):
         return False
-    return len(beginning) == 9 and beginning[8:] == b"{" and struct.unpack("<Q", beginning[:8])[0] < 2**27
+    return b"\0" in beginning or (path.suffix == ".patch" and not beginning.lstrip().startswith(b"{"))
 
 
 def patch_statement(path: Path) -> bytes:
@@ -110,13 +123,13 @@ class PortablePatch:
             self.plan: Plan = read_plan(content.decode("utf-8"))
         except (LedgerDamaged, PlanInvalid, UnicodeDecodeError, strict_json.JsonRefused) as error:
             why = (getattr(error, "message", "") or str(error)).splitlines()[0]
-            raise PatchUnusable(f"{path} is no portable patch: {why}", hint=MAKE_ONE) from None
+            raise damaged(f"{path}: {why.removeprefix('the undo data ')}") from None
         if digest_bytes(content) != self.head.plan_digest:
-            raise PatchUnusable(f"{path}: the plan in it is not the one that it names", hint=MAKE_ONE)
+            raise damaged(f"{path}: the plan in it is not the one that it names")
         if self.plan.checkpoint.fingerprint != self.head.fingerprint_before:
-            raise PatchUnusable(f"{path}: its plan is for another base than its bytes", hint=MAKE_ONE)
+            raise damaged(f"{path}: its plan is for another base than its bytes")
         if what := self._contradiction():
-            raise PatchUnusable(f"{path} contradicts itself: {what}", hint=MAKE_ONE)
+            raise damaged(f"{path}: {what}")
 
     def modifications(self) -> tuple[Modification, ...]:
         """Those that were approved. Raises `PlanNotApproved` where the review in it is not whole."""
@@ -144,6 +157,11 @@ class PortablePatch:
         if self.data.nbytes(array) > _LARGEST:
             raise LedgerDamaged(f"the array {array} is too large", hint=MAKE_ONE)
         return b"".join(self.data.chunks(array))
+
+
+def damaged(what: str) -> PatchUnusable:
+    """The error for a patch that is not, or not all of, what was written, whichever of its bytes it shows in."""
+    return PatchUnusable(f"the patch is damaged, or is none: {what}", hint=MAKE_ONE)
 
 
 def _head(raw: bytes) -> PatchHead:

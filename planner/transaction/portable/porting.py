@@ -27,10 +27,10 @@ from planner.transaction.layout import INDEX, added_to, extended_header, extende
 from planner.transaction.ledger import read_ledger
 from planner.transaction.pieces import PIECE, Added, Bytes, Change
 from planner.transaction.portable.patch_file import (
-    MAKE_ONE,
     PatchHead,
     PatchTensor,
     PortablePatch,
+    damaged,
     is_portable,
     patch_statement,
 )
@@ -67,9 +67,11 @@ class PortedPatch:
         try:
             work = self.work_again(checkpoint)
             self._try(checkpoint)
-        except PatchUnusable:
+        except (PatchUnusable, StalePlan) as error:
             if fingerprint_checkpoint(checkpoint) != self._patch.head.fingerprint_before:
                 raise self._other_base(checkpoint) from None
+            if isinstance(error, StalePlan):
+                raise damaged("what it says of the tensors of its base is not so") from None
             raise
         return work
 
@@ -118,7 +120,7 @@ class PortedPatch:
                 with usable():
                     tables[table] = tables.get(table) or self._patch.data.table(table)
                 if tables[table].pattern != dtype.pattern:
-                    raise PatchUnusable(f"{table} is no table for {tensor.name}", hint=MAKE_ONE)
+                    raise damaged(f"{table} is no table for {tensor.name}")
         return tables
 
     def _additions(self, checkpoint: Checkpoint) -> dict[str, _Addition]:
@@ -131,7 +133,7 @@ class PortedPatch:
         if not new and not head.config:
             return {}
         if _STEERING not in self._kinds():
-            raise PatchUnusable("the patch adds biases, and nothing in its plan does", hint=MAKE_ONE)
+            raise damaged("it adds biases, and nothing in its plan does")
         model = map_of(checkpoint.config, {name: tensor.shape for name, tensor in checkpoint.tensors.items()})
         config = checkpoint.config | head.config
         owners = {
@@ -153,7 +155,7 @@ class PortedPatch:
             tensor = new[name]
             like = checkpoint.tensors[owners[name].name]
             if (tensor.dtype, tensor.shape) != (like.dtype, (like.shape[1 if owners[name].transposed else 0],)):
-                raise PatchUnusable(f"{name} is no bias for {like.name}", hint=MAKE_ONE)
+                raise damaged(f"{name} is no bias for {like.name}")
             _float_dtype(tensor)
             found[name] = _Addition(self._patch, tensor, like.name)
         return found
@@ -188,7 +190,7 @@ class PortedPatch:
         # What no tensor exceeds, all together do not; unless there are new ones.
         if not problems and (new or policy.largest_total_change < policy.largest_relative_change):
             was += square_sum(checkpoint, {tensor.name for tensor in changed}, told)
-            if moved > policy.largest_total_change**2 * was:
+            if moved > policy.largest_total_change * policy.largest_total_change * was:
                 total = f"by {(moved / was) ** 0.5:.3g} of their norm" if was else "without bound"
                 problems.append(f"all tensors together would change {total}, beyond {policy.largest_total_change:g}")
         if problems:
@@ -293,9 +295,7 @@ class _Addition:
 
 def _refuse_untrue(tensor: PatchTensor, trial: Trial) -> None:
     if trial.after != tensor.after:
-        raise PatchUnusable(
-            f"the patch is damaged: it makes something else of {tensor.name} than it says", hint=MAKE_ONE
-        )
+        raise damaged(f"it makes something else of {tensor.name} than it says")
     if tensor.before is not None and not isclose(
         tensor.relative_change or 0.0, trial.relative or 0.0, rel_tol=_SAID, abs_tol=1e-12
     ):

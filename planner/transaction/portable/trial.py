@@ -11,9 +11,9 @@ from blake3 import blake3
 
 from planner.checkpoint import Checkpoint, Tensor, TensorReader
 from planner.dtypes import FloatDtype, float_dtype
-from planner.errors import LedgerDamaged, PatchUnusable
+from planner.errors import LedgerDamaged
 from planner.transaction.pieces import PIECE, Bytes
-from planner.transaction.portable.patch_file import MAKE_ONE, PatchTensor, PortablePatch
+from planner.transaction.portable.patch_file import PatchTensor, PortablePatch, damaged
 from planner.transaction.undo.residuals import Coding
 from planner.transaction.undo.way_back import Framed, piece_count
 
@@ -120,4 +120,4 @@ def usable() -> Iterator[None]:
     try:
         yield
     except LedgerDamaged as error:
-        raise PatchUnusable(f"the patch is damaged: {error.message}", hint=MAKE_ONE) from None
+        raise damaged(error.message.removeprefix("the undo data ")) from None

@@ -22,6 +22,7 @@ from planner.transaction.types import Frames, Receipt, ReceiptTensor
 from planner.transaction.undo.data import FrameReader, UndoData, damaged
 from planner.transaction.undo.earlier import Originals, Ranks
 from planner.transaction.undo.frames import Framing
+from planner.transaction.undo.replaced import Replaced, refuse_unproven
 from planner.transaction.undo.residuals import Coding
 
 __all__ = ["Framed", "Layer", "WayBack", "piece_count", "read_receipt", "through", "way_back"]
@@ -80,9 +81,15 @@ class WayBack:
     """As they were, by shard."""
     files: dict[str, bytes | None] = field(default_factory=dict)
     """As they were; None for one that was not there."""
+    replaced: list[Replaced] = field(default_factory=list)
+    """Headers and files as each patch found them, those of the newest patch first."""
 
     def changes(self, checkpoint: Checkpoint) -> Changes:
-        """What has to change in the checkpoint for the patches to be taken back."""
+        """What has to change in the checkpoint for the patches to be taken back.
+
+        Raises `LedgerDamaged` for a header or file that no patch can have replaced, or that is not what it was.
+        """
+        refuse_unproven(checkpoint, self.replaced)
         contents = {
             name: _content(checkpoint, checkpoint.tensors[name], layers)
             for name, layers in self.layers.items()
@@ -116,6 +123,7 @@ def way_back(records: Path, checkpoint: Checkpoint, patches: Sequence[int]) -> W
                 way.layers.setdefault(tensor.name, []).append(layer)
         for file in receipt.files:
             old = None if file.undo is None else b"".join(data.chunks(file.undo))
+            way.replaced.append(Replaced(number, file, old))
             if file.part == "file":
                 way.files[file.name] = old
             elif old is not None:
