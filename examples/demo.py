@@ -49,7 +49,10 @@ def story(folder: Path) -> dict[str, Any]:
     run(folder, f"planner propose {MODEL} --goal 'lower loss on short stories' --analyst rules --out plan.json")
     chapter("3. What would it do?", "Exactly to the bits, provably to the model; nothing is changed.")
     run(folder, f"planner check plan.json --model {MODEL}")
-    chapter("4. And a list from elsewhere?", "It sounds as good; the check says what each change is worth.")
+    chapter(
+        "4. And a list from elsewhere?",
+        "It sounds as good; the check refuses it, as it should: m04 would change no stored bit.",
+    )
     run(folder, f"planner import-patch patches.json --model {MODEL} --out imported.json")
     run(folder, f"planner check imported.json --model {MODEL}", statuses=(3,))
     chapter("5. A person decides.", "Only what is approved can reach the disk.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -42,7 +43,7 @@ def candidate_space(checkpoint: Checkpoint, model: ModelMap, measured: Measured,
 
 def limit_by(policy: Policy, profile: Profile) -> Callable[[FactorSpace, Floats], Floats]:
     """What brings a point back into the policy's limits on relative changes, and every factor between 1/3 and 3."""
-    norm = float(np.sqrt(sum(tensor.l2_norm**2 for tensor in profile.tensors if tensor.l2_norm is not None)))
+    norm = math.hypot(*(tensor.l2_norm for tensor in profile.tensors if tensor.l2_norm is not None))
 
     def limit(space: FactorSpace, at: Floats) -> Floats:
         return space.within(

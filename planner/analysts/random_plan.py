@@ -137,8 +137,8 @@ def strength_of(checked: CheckedModification) -> float | None:
     for tensor in checked.tensors:
         if tensor.relative_change is None or tensor.before.rms is None:
             return None
-        square = tensor.before.rms**2 * (tensor.elements - tensor.before.nonfinite)
-        moved += tensor.relative_change**2 * square
+        square = tensor.before.rms * tensor.before.rms * (tensor.elements - tensor.before.nonfinite)
+        moved += tensor.relative_change * tensor.relative_change * square
         whole += square
     return math.sqrt(moved / whole) if whole else None
 

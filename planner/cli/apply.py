@@ -11,7 +11,7 @@ import typer
 
 from planner.cli.check import AllowVoid, LimitsOption, PlanArgument
 from planner.cli.given import Json, ModelOption
-from planner.errors import OutputExists, PlanNotApproved, ReadOnly, UnsafeInPlace, UsageError
+from planner.errors import OutputExists, PlanNotApproved, ReadOnly, ResultDiffers, UnsafeInPlace, UsageError
 
 if TYPE_CHECKING:
     from planner.cli.console import Screen
@@ -59,28 +59,31 @@ def command(
         raise UsageError("--low-space is for --in-place", hint="leave it out: --out writes a new checkpoint")
     screen = Screen(as_json=as_json)
     place = _Place(locate(model), out.absolute() if out else None, low_space, card)
-    try:
-        if is_portable(plan):
-            if yes or expect or allow_void:
-                raise UsageError(
-                    "--yes, --expect and --allow-void are for plans",
-                    hint="a portable patch is approved and exact as it is",
+    with screen.change(place.out or place.model):
+        try:
+            if is_portable(plan):
+                if yes or expect or allow_void:
+                    raise UsageError(
+                        "--yes, --expect and --allow-void are for plans",
+                        hint="a portable patch is approved and exact as it is",
+                    )
+                receipt = _patched(plan, place, policy, approval_key, screen)
+            else:
+                receipt = _planned(
+                    plan, place, policy, approval_key, screen, yes=yes, allow_void=allow_void, expect=expect
                 )
-            receipt = _patched(plan, place, policy, approval_key, screen)
-        else:
-            receipt = _planned(plan, place, policy, approval_key, screen, yes=yes, allow_void=allow_void, expect=expect)
-    except (UnsafeInPlace, ReadOnly, OutputExists) as error:
-        given = (("--policy", policy), ("--approval-key", approval_key), ("--expect", expect))
-        flags = (("--yes", yes), ("--allow-void", allow_void), ("--card", card), ("--no-card", card is False))
-        words = [word for name, value in given if value for word in (name, str(value))]
-        words += [name for name, value in flags if value]
-        taken = place.out if place.out and isinstance(error, OutputExists) else place.model
-        error.hint = f"write {'elsewhere' if out else 'a copy'}: {_copying(plan, model, taken, words)}"
-        raise
-    screen.emit(receipt)
-    show_receipt(receipt, screen)
-    undo = f"planner revert {shlex.quote(receipt.path)}" + (" --low-space" if low_space else "")
-    screen.say(f"take it back: {undo}")
+        except (UnsafeInPlace, ReadOnly, OutputExists) as error:
+            given = (("--policy", policy), ("--approval-key", approval_key), ("--expect", expect))
+            flags = (("--yes", yes), ("--allow-void", allow_void), ("--card", card), ("--no-card", card is False))
+            words = [word for name, value in given if value for word in (name, str(value))]
+            words += [name for name, value in flags if value]
+            taken = place.out if place.out and isinstance(error, OutputExists) else place.model
+            error.hint = f"write {'elsewhere' if out else 'a copy'}: {_copying(plan, model, taken, words)}"
+            raise
+        screen.emit(receipt)
+        show_receipt(receipt, screen)
+        undo = f"planner revert {shlex.quote(str(place.out or place.model))}" + (" --low-space" if low_space else "")
+        screen.say(f"take it back: {undo}")
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def _planned(
     if signer := verify_approval(read, limits, approval_key=key):
         screen.say(f"approval signed by {signer}")
     with screen.progress("applying") as bar:
-        return apply_plan(
+        receipt = apply_plan(
             read,
             place.model,
             out=place.out,
@@ -134,6 +137,8 @@ def _planned(
             expected=expected,
             progress=bar.step,
         )
+        screen.made()
+    return receipt
 
 
 def _patched(path: Path, place: _Place, policy: Path | None, approval_key: Path | None, screen: Screen) -> Receipt:
@@ -141,23 +146,29 @@ def _patched(path: Path, place: _Place, policy: Path | None, approval_key: Path 
     from planner.cli.export_patch import signer_of
     from planner.cli.given import invoking_user
     from planner.transaction import PortablePatch, apply_patch
+    from planner.transaction.portable.patch_file import damaged
 
     patch = PortablePatch(path)
     limits = limits_for(None, policy)
     signer = signer_of(path, limits, approval_key)
     screen.say(f"patch signed by {signer}" if signer else "the patch is not signed: its bytes are taken as they are")
-    with screen.progress("applying") as bar:
-        return apply_patch(
-            patch,
-            place.model,
-            out=place.out,
-            policy=limits,
-            by=invoking_user(),
-            signed_by=signer,
-            low_space=place.low_space,
-            card=place.card,
-            progress=bar.step,
-        )
+    try:
+        with screen.progress("applying") as bar:
+            receipt = apply_patch(
+                patch,
+                place.model,
+                out=place.out,
+                policy=limits,
+                by=invoking_user(),
+                signed_by=signer,
+                low_space=place.low_space,
+                card=place.card,
+                progress=bar.step,
+            )
+            screen.made()
+    except ResultDiffers:  # from what the patch says of it: there is no receipt here
+        raise damaged(f"{path}: the result is not the one that it names; nothing was changed") from None
+    return receipt
 
 
 def _copying(plan: Path, model: str, path: Path, options: list[str]) -> str:

@@ -45,6 +45,7 @@ def command(
     from planner.effects import check, known_evidence
     from planner.errors import PlanRefused, StalePlan
     from planner.profile import histograms_of
+    from planner.transaction import with_budget
 
     screen = Screen(as_json=as_json)
     read = plan_at(plan)
@@ -65,6 +66,7 @@ def command(
             evidence=known,
             progress=bar.advance,
         )
+    report = with_budget(report, checkpoint)
     screen.emit(report)
     show_report(read, report, screen, every=every)
     if report.accepted:

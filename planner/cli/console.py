@@ -6,13 +6,16 @@ Without a terminal there are no colours and no progress bars, and tables are as 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from planner.errors import Interrupted, StorageError
 from planner.plain_text import plain
 from planner.records import Record
 
@@ -30,6 +33,8 @@ class Screen:
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
+        self._changed: Path | None = None
+        self._made = False
 
     @cached_property
     def _out(self) -> Console:
@@ -46,19 +51,22 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Talk: a line for people, to stderr."""
-        self._err.print(plain(text), markup=False, highlight=False, soft_wrap=True)
+        with suppress(OSError, SystemExit):  # talk that nobody can hear is no reason to stop
+            self._err.print(plain(text), markup=False, highlight=False, soft_wrap=True)
 
     def show(self, text: str = "") -> None:
         """A line of the result, for people; nothing with --json."""
         if not self.as_json:
-            self._out.print(plain(text), markup=False, highlight=False, soft_wrap=True)
+            with self._writing():
+                self._out.print(plain(text), markup=False, highlight=False, soft_wrap=True)
 
     def prose(self, text: str, *, indent: int) -> None:
         """A sentence of the result, for people, broken between words and indented by `indent` columns."""
         if not self.as_json:
             margin = " " * indent
             lines = textwrap.wrap(plain(text), max(self.width, 40), initial_indent=margin, subsequent_indent=margin)
-            self._out.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+            with self._writing():
+                self._out.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
     def table(
         self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, spare: Sequence[str] = ()
@@ -87,7 +95,8 @@ class Screen:
             table.add_column(Text(headings[place]), justify=justify, overflow="fold", no_wrap=place == 0)
         for row in rows:
             table.add_row(*(Text(plain(row[place])) for place in kept))
-        self._out.print(table)
+        with self._writing():
+            self._out.print(table)
         if dropped:
             self.say(f"(left out, because the terminal is narrow: {', '.join(dropped)})")
 
@@ -95,7 +104,45 @@ class Screen:
         """The one JSON document of --json; nothing without it."""
         if self.as_json:
             content = document.model_dump(mode="json") if isinstance(document, Record) else document
-            sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+            with self._writing():
+                sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+                sys.stdout.flush()
+
+    @contextmanager
+    def change(self, path: Path) -> Iterator[None]:
+        """Around a change of the checkpoint in `path`, and what is shown of it.
+
+        From `made` on neither a Ctrl-C nor an output that cannot be written may look as if it had failed: whoever ran
+        the command again would undo two patches instead of one.
+        """
+        self._changed = path
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not self._made:
+                raise
+            raise Interrupted("stopped; the change had been made already", hint=self._history()) from None
+
+    def made(self) -> None:
+        """That change is done, for good."""
+        self._made = True
+
+    def _history(self) -> str:
+        return f"`planner log {shlex.quote(str(self._changed))}` shows it"
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raises `StorageError` where the output cannot be written."""
+        try:
+            yield
+        except BrokenPipeError:  # the reader has read enough
+            raise
+        except OSError as error:
+            reason = f"the output could not be written: {error.strerror or type(error).__name__}"
+            if self._made:
+                raise StorageError(f"the change was made, but {reason}", hint=self._history()) from None
+            done = "what was asked for may have been done already"
+            raise StorageError(f"{reason}; {done}", hint="check where the output goes") from None
 
     @contextmanager
     def progress(self, what: str, total: int | None = None, *, unit: str = "bytes") -> Iterator[Bar]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import typer
 
@@ -88,21 +91,37 @@ def _root(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is the one the contract gives. Nothing leaves as a traceback."""
+    _prepare_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
+    deaf = _Deaf(for_good=arguments is None)
     try:
-        result = app(given, prog_name="planner", standalone_mode=False)
+        return _run(given, deaf)
+    except KeyboardInterrupt:  # once more, while the first was being reported
+        deaf.begin()
+        return _told(_STOPPED, given)
+    finally:
+        deaf.end()
+
+
+def _run(given: Sequence[str], deaf: _Deaf) -> int:
+    try:
+        result = app(list(given), prog_name="planner", standalone_mode=False)
         if result == Interrupted.exit_status:  # newer versions of typer answer Ctrl-C by this number
             raise KeyboardInterrupt
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except (BrokenPipeError, SystemExit):  # the latter is how typer passes on the former; nobody else raises it
         # The reader of our output has gone, as in `planner ... | head`. Python would complain again at exit.
-        _drop_output()
+        _drop(1)
         return 0
     except _Misread as error:
         return _told(_usage(error), given)
     except (KeyboardInterrupt, typer.Abort):
-        return _told(Interrupted("stopped; nothing is half-done", hint="run the command again"), given)
+        deaf.begin()
+        return _told(_STOPPED, given)
+    except Interrupted as error:
+        deaf.begin()
+        return _told(error, given)
     except PlannerError as error:
         return _told(error, given)
     except OSError as error:
@@ -116,6 +135,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _told(PlannerError(message, hint="a bug in the planner; PLANNER_TRACEBACK=1 shows where"), given)
 
 
+_STOPPED = Interrupted("stopped; nothing is half-done", hint="run the command again")
+
+
+class _Deaf:
+    """From the report of a Ctrl-C on, another one is not heard: there is nothing left to stop.
+
+    `for_good` where the process ends with this command; else the next command hears it again.
+    """
+
+    def __init__(self, *, for_good: bool) -> None:
+        self._for_good = for_good
+        self._before: object = None
+
+    def begin(self) -> None:
+        with suppress(ValueError):  # not in the main thread, which alone hears it
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            self._before = self._before or before
+
+    def end(self) -> None:
+        if callable(self._before) and not self._for_good:
+            signal.signal(signal.SIGINT, self._before)
+
+
+def _prepare_streams() -> None:
+    """Give every command the three streams, and let what they cannot say be escaped.
+
+    A stream that was closed (`>&-`) has no object in Python, and its number would be that of the next file opened: a
+    shard, say, in which the next message would end up.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            _drop(number)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name in another alphabet, where the locale is C
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _usage(error: typer.BadParameter) -> UsageError:
     command = error.ctx.command_path if error.ctx is not None else "planner"
     return UsageError(error.format_message().rstrip("."), hint=f"`{command} --help` shows how it is used")
@@ -127,13 +187,14 @@ def _told(error: PlannerError, given: Sequence[str]) -> int:
     # Names from a stranger's file may be part of a message, and must not steer the terminal; nor may a line break in
     # one look like the beginning of another line of ours.
     first, *more = error.message.splitlines() or [""]
-    sys.stderr.write(f"error[{error.code}]: {plain(first)}\n")
-    for line in more:
-        sys.stderr.write(f"  {plain(line)}\n")
     problems: tuple[str, ...] = getattr(error, "problems", ())
-    for problem in problems:
-        sys.stderr.write(f"  - {plain(problem)}\n")
-    sys.stderr.write(f"hint: {plain(error.hint)}\n")
+    lines = [f"error[{error.code}]: {plain(first)}", *(f"  {plain(line)}" for line in more)]
+    lines += [*(f"  - {plain(problem)}" for problem in problems), f"hint: {plain(error.hint)}"]
+    try:
+        sys.stderr.write("\n".join(lines) + "\n")
+        sys.stderr.flush()
+    except OSError:  # nobody can be told; the exit status is what it is
+        _drop(2)
     try:
         if "--json" in given:
             document: dict[str, object] = {"code": error.code, "message": error.message, "hint": error.hint}
@@ -142,9 +203,13 @@ def _told(error: PlannerError, given: Sequence[str]) -> int:
             sys.stdout.write(json.dumps({"error": document}, indent=2) + "\n")
         sys.stdout.flush()
     except OSError:  # stdout itself is what cannot be written
-        _drop_output()
+        _drop(1)
     return error.exit_status
 
 
-def _drop_output() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _drop(number: int) -> None:
+    """Let what is written to that descriptor go nowhere, what waits in a buffer of Python's as well."""
+    null = os.open(os.devnull, os.O_RDWR)
+    if null != number:
+        os.dup2(null, number)
+        os.close(null)

@@ -69,7 +69,7 @@ def command(
     screen.show(f"base    {head.fingerprint_before}  ({head.base})")
     screen.show(f"result  {head.fingerprint_after}")
     if sign:
-        screen.show(f"signed in {_signature_of(out)}")
+        screen.show(f"signed in {_signature_of(out)}; it has to travel with the patch")
     screen.say(f"apply it: planner apply {shlex.quote(str(out))} --model BASE --out DIR")
 
 
@@ -100,6 +100,11 @@ def signer_of(patch: Path, policy: Policy, key: Path | None) -> str | None:
         if policy.signed_approval:
             raise SignatureRefused("the policy names nobody who may sign", hint="add allowed_signers to the policy")
         return consistent(statement, signature, namespace=_NAMESPACE) + " (a key that no policy names)"
+    if signature.kind != "ssh" and key is None:
+        raise SignatureRefused(
+            f"the patch is signed by the shared key {signature.signer}, and no key was given to verify it with",
+            hint="give its file: planner apply ... --approval-key FILE",
+        )
     return verify(
         statement,
         signature,

@@ -88,7 +88,7 @@ def _row(event: Event, last: EvaluationSummary | None, *, narrow: bool) -> tuple
         what.get(event.kind, f"evaluated {event.patch}"),
         goal[:_LONGEST_GOAL].rstrip() + "..." if narrow and len(goal) > _LONGEST_GOAL else goal,
         (verdict(found).partition(":")[0] if narrow else verdict(found)) if found else "",
-        approvals(event) if event.approved_by != (event.by,) or event.approved_by_flag else "",
+        approvals(event) + (", signed" if event.signed_by else ""),
         event.plan or "",
         f"{event.changed_tensors:,}" if applied else "",
         f"{event.changed_elements:,}" if applied else "",

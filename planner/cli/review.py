@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,7 +13,7 @@ from planner.cli.check import LimitsOption, PlanArgument, limits_for
 from planner.cli.check_table import limits_in_words
 from planner.cli.given import ModelOption, at_most
 from planner.cli.propose import agreed_by
-from planner.errors import AnswerNeeded, StalePlan, UsageError
+from planner.errors import AnswerNeeded, PlanNotApproved, StalePlan, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     from planner.plan import Modification, Plan, Policy
 
 _MOST_TENSORS = 12
+_ALL = "all: every modification, decided or not, but those that the other option names."
+_EVERY = "all"
+_KEYS = (
+    "a: approve, and r: reject, each with a reason if you like; it is kept with the plan at once",
+    "s: leave it undecided, and go on to the next",
+    "q: stop here; what was decided is kept, and the next review asks about the rest",
+)
 
 
 def command(
@@ -29,10 +37,10 @@ def command(
     model: ModelOption,
     more: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="More ids for the flag given.")] = None,
     approve: Annotated[
-        list[str] | None, typer.Option(metavar="ID|all", help="Approve these; repeat, or use commas.")
+        list[str] | None, typer.Option(metavar="ID|all", help=f"Approve these; repeat, or use commas. {_ALL}")
     ] = None,
     reject: Annotated[
-        list[str] | None, typer.Option(metavar="ID|all", help="Reject these; repeat, or use commas.")
+        list[str] | None, typer.Option(metavar="ID|all", help=f"Reject these; repeat, or use commas. {_ALL}")
     ] = None,
     why: Annotated[str, typer.Option(callback=at_most(2048), help="Why; kept with the decision.")] = "",
     reviewer: Annotated[str | None, typer.Option(callback=at_most(200), help="Who decides; default: you.")] = None,
@@ -56,8 +64,12 @@ def command(
     from planner.effects import check
     from planner.plan import decide, policy_digest, reopened, sign_approval, undecided, write_plan
     from planner.profile import histograms_of
+    from planner.signing.keys import hmac_key, key_kind
+    from planner.transaction import with_budget
 
     screen = Screen()
+    if sign and key_kind(sign) != "ssh":  # before anything is decided
+        hmac_key(sign)
     read = plan_at(plan)
     checkpoint = checkpoint_at(model)
     profile = profiled(checkpoint, screen)
@@ -67,30 +79,63 @@ def command(
             hint="propose a plan for this checkpoint",
         )
     name, limits, was_signed = reviewer or invoking_user(), limits_for(read, policy), read.approval is not None
-    approved, rejected = _decisions(read, limits, approve, reject, more or [])
+    before = read
+    approved, rejected = _decisions(read, approve, reject, more or [])
     _present_analyst(read, screen)
     screen.say(f"limits, policy {policy_digest(limits)[:19]}: {limits_in_words(limits)}")
     if not approve and not reject:
         report = check(read, checkpoint, profile, limits, folder=plan.parent, histograms=histograms_of(profile))
+        report = with_budget(report, checkpoint)
         for decided in _asked(read, report, limits, name, screen):
             read = decided
             fsio.replace_file(out or plan, write_plan(read))  # each decision, so that Ctrl-C loses none
     else:
         read = decide(read, approved, "approved", reviewer=name, comment=why, policy=limits)
         read = decide(read, rejected, "rejected", reviewer=name, comment=why, policy=limits)
+    if sign:
+        try:
+            read = sign_approval(read, sign, limits)
+        except PlanNotApproved:  # something is open; what was decided is kept all the same
+            fsio.replace_file(out or plan, write_plan(read))
+            raise
+    if sign or approve or reject:
         fsio.replace_file(out or plan, write_plan(read))
     reasons = reopened(read, limits)
     for modification in read.modifications:
         screen.show(_standing(modification.id, read, reasons))
     if sign:
-        read = sign_approval(read, sign, limits)
-        fsio.replace_file(out or plan, write_plan(read))
         screen.say(f"signed with {read.approval.signer if read.approval else sign}")
     elif was_signed and read.approval is None:
         screen.say("the approval was signed before this decision; the signature is dropped: sign again with --sign KEY")
     screen.say(f"wrote {out or plan}")
+    if overturned := _overturned(before, read):
+        screen.say(f"decided otherwise before: {', '.join(overturned)}")
     if not undecided(read, limits) and any(d.decision == "approved" for d in read.review.values()):
-        screen.say(f"next: planner apply {out or plan} --model {model} --out DIR")
+        _say_next(out or plan, model, read, limits, policy, screen, key=sign)
+
+
+def _overturned(before: Plan, now: Plan) -> list[str]:
+    """What somebody had decided otherwise."""
+    return [
+        f"{name} ({decision.decision} by {decision.reviewer})"
+        for name, decision in before.review.items()
+        if name in now.review and now.review[name].decision != decision.decision
+    ]
+
+
+def _say_next(
+    plan: Path, model: str, read: Plan, limits: Policy, policy: Path | None, screen: Screen, *, key: Path | None
+) -> None:
+    """The command that comes next, as it has to be given: apply, or a signature where the policy asks for one."""
+    given = ["--policy", str(policy)] if policy else []
+    if limits.signed_approval and read.approval is None:
+        words = ["planner", "review", str(plan), "--model", model, *given]
+        screen.say(f"next, since the policy asks for a signature: {shlex.join(words)} --sign KEY")
+        return
+    words = ["planner", "apply", str(plan), "--model", model, "--out"]
+    shared = read.approval is not None and read.approval.kind != "ssh"
+    file = shlex.quote(str(key)) if key else "FILE"
+    screen.say(f"next: {shlex.join(words)} DIR" + (f" --approval-key {file}" if shared else ""))
 
 
 def _standing(name: str, plan: Plan, reasons: Mapping[str, str]) -> str:
@@ -105,32 +150,26 @@ def _standing(name: str, plan: Plan, reasons: Mapping[str, str]) -> str:
 
 
 def _decisions(
-    plan: Plan, limits: Policy, approve: list[str] | None, reject: list[str] | None, more: list[str]
+    plan: Plan, approve: list[str] | None, reject: list[str] | None, more: list[str]
 ) -> tuple[list[str], list[str]]:
+    """The ids to approve, and those to reject. `all` is what it says: what was decided before is decided again."""
     if more and bool(approve) == bool(reject):
         raise UsageError(f"what about {' '.join(more)}?", hint="name ids after --approve or --reject; commas work too")
-    approved = _ids(plan, limits, approve, more, overturning=False)
-    rejected = _ids(plan, limits, reject, more, overturning=True)
+    approved, rejected = _ids(approve, more), _ids(reject, more)
+    every = [modification.id for modification in plan.modifications]
+    if approved == rejected == [_EVERY]:
+        raise UsageError("all approved and all rejected at once", hint="decide for one, and name ids after the other")
+    if approved == [_EVERY]:
+        approved = [name for name in every if name not in rejected]
+    elif rejected == [_EVERY]:
+        rejected = [name for name in every if name not in approved]
     if both := set(approved) & set(rejected):
         raise UsageError(f"approved and rejected at once: {', '.join(sorted(both))}", hint="decide for one")
     return approved, rejected
 
 
-def _ids(plan: Plan, limits: Policy, given: list[str] | None, more: Sequence[str], *, overturning: bool) -> list[str]:
-    from planner.plan import undecided
-
-    if not given:
-        return []
-    ids = [name for text in (*given, *more) for name in text.split(",") if name]
-    if ids != ["all"]:
-        return ids
-    # `all` is everything still open: a decision that somebody took is overturned only by naming it. That holds for a
-    # rejection even where the plan was edited since, and it counts no more.
-    return [
-        modification.id
-        for modification in undecided(plan, limits)
-        if overturning or modification.id not in plan.review or plan.review[modification.id].decision == "approved"
-    ]
+def _ids(given: list[str] | None, more: Sequence[str]) -> list[str]:
+    return [name for text in (*given, *more) for name in text.split(",") if name] if given else []
 
 
 def _asked(plan: Plan, report: CheckReport, limits: Policy, reviewer: str, screen: Screen) -> Iterator[Plan]:
@@ -145,6 +184,12 @@ def _asked(plan: Plan, report: CheckReport, limits: Policy, reviewer: str, scree
         )
     if waiting and len(plan.modifications) > 1:
         screen.prose(f"the plan as a whole is {report.plan_effect}: {report.plan_why}", indent=0)
+    if waiting:
+        for warning in report.warnings:
+            screen.prose(f"warning: {warning}", indent=0)
+        for problem in report.problems:
+            if problem.modification is None:
+                screen.prose(f"problem of the plan: {problem}", indent=0)
     by = "the analyst" if plan.analyst.kind in ("llm", "rules") else plan.analyst.kind
     for modification in waiting:
         _present(modification, report, screen, by)
@@ -152,7 +197,10 @@ def _asked(plan: Plan, report: CheckReport, limits: Policy, reviewer: str, scree
             screen.prose(line, indent=2)
         answer = ""
         while answer not in {"a", "r", "s", "q"}:
-            answer = typer.prompt("approve, reject, skip or quit? [a/r/s/q]", err=True)
+            answer = typer.prompt("approve, reject, skip or quit? [a/r/s/q/?]", err=True)
+            if answer == "?":
+                for line in _KEYS:
+                    screen.say(line)
         if answer == "q":
             break
         if answer != "s":

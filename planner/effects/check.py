@@ -291,16 +291,18 @@ def _checked(name: str, verdict: Verdict, outcome: Preview) -> CheckedTensor:
 
 def _total(together: Iterable[CheckedTensor], profile: Profiled) -> float | None:
     """‖ΔW‖ / ‖W‖ over all tensors of the checkpoint, added ones as well; None where it has left float64."""
-    square = math.fsum(t.l2_norm**2 for t in profile.by_name.values() if t.l2_norm is not None)
-    moved = 0.0
+    moved = []
     for tensor in together:
         known = profile.by_name.get(tensor.name)
         if tensor.broken_elements:
             return None  # a problem of its own
         if tensor.before.abs_max == 0 and tensor.after.rms is not None:  # zeros, or new: the change is all there is
-            moved += tensor.after.rms**2 * (tensor.elements - tensor.after.nonfinite)
+            moved.append(tensor.after.rms * math.sqrt(tensor.elements - tensor.after.nonfinite))
         elif tensor.relative_change is not None and known is not None and known.l2_norm is not None:
-            moved += (tensor.relative_change * known.l2_norm) ** 2
+            moved.append(tensor.relative_change * known.l2_norm)
         elif tensor.changed_elements:
             return None
-    return math.sqrt(moved / square) if square > 0 else None
+    # Not as sums of squares: the square of a float64 weight may lie beyond float64.
+    whole = math.hypot(*(tensor.l2_norm for tensor in profile.by_name.values() if tensor.l2_norm is not None))
+    total = math.hypot(*moved) / whole if whole > 0 else None
+    return total if total is not None and math.isfinite(total) else None

@@ -203,7 +203,8 @@ class _Comparison:
 
 def _spread(rest: float, slope: float, square: float) -> float | None:
     """√(Σ (w' - s·w)² / Σ w²), from Σ (w' - p·w)²: w' - p·w is (s - p)·w and a rest at right angles to w."""
-    spread = rest / square - (slope / square) ** 2
+    drift = slope / square
+    spread = rest / square - drift * drift  # not a power: that raises an error where a product is infinite
     return _plain(math.sqrt(max(spread, 0.0))) if math.isfinite(spread) else None
 
 

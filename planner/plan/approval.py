@@ -92,6 +92,11 @@ def verify_approval(plan: Plan, policy: Policy | None = None, *, approval_key: b
     if not limits.signed_approval and signature.kind == "ssh" and not limits.allowed_signers:
         found = consistent(statement, signature, namespace=APPROVAL_NAMESPACE)
         return f"{found} (whose key that is, the policy does not say)"
+    if signature.kind != "ssh" and approval_key is None:
+        raise SignatureRefused(
+            f"the approval is signed by the shared key {signature.signer}, and no key was given to verify it with",
+            hint="give its file: planner apply ... --approval-key FILE",
+        )
     return verify(
         statement,
         signature,

@@ -82,7 +82,7 @@ class ProfileOutline:
 
 
 def outline_from(checkpoint: Checkpoint, tensors: Iterable[TensorProfile], whole: Collection[str]) -> ProfileOutline:
-    """The outline of a checkpoint from the profiles of its tensors, in any order; those named in `whole` are kept whole.
+    """The outline of a checkpoint from its tensors' profiles, in any order; those named in `whole` are kept whole.
 
     Raises `ValueError` where they are not the tensors of this checkpoint, and what `tensors` raises.
     """

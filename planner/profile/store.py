@@ -47,8 +47,8 @@ def profile_of(
 ) -> Profile:
     """The profile of a checkpoint: the kept one if its files are as they were, else a new one, which is kept.
 
-    A run that is interrupted goes on, the next time, after the last shard it finished; `force` begins anew. A cache that cannot be read or written costs time, never the result. Raises what
-    `profile_checkpoint` raises.
+    A run that is interrupted goes on, the next time, after the last shard it finished; `force` begins anew. A cache
+    that cannot be read or written costs time, never the result. Raises what `profile_checkpoint` raises.
     """
     folder = cache or cache_folder()
     signature = _signature(checkpoint)

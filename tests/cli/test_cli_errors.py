@@ -235,7 +235,7 @@ USAGE = [
     (["review", "PLAN", "--model", "MODEL"], "answer-needed", "--approve"),
     (["review", "PLAN", "--model", "MODEL", "m01"], "usage", "m01"),
     (["review", "PLAN", "--model", "MODEL", "--approve", "m09"], "usage", "m09"),
-    (["review", "PLAN", "--model", "MODEL", "--approve", "all", "--reject", "m01"], "usage", "at once"),
+    (["review", "PLAN", "--model", "MODEL", "--approve", "all", "--reject", "all"], "usage", "at once"),
     (["review", "PLAN", "--model", "MODEL", "--approve", "all", "--why", "x" * 2049], "usage", "--why"),
     (["review", "PLAN", "--model", "MODEL", "--approve", "all", "--reviewer", "x" * 201], "usage", "--reviewer"),
     (["revert", "MODEL"], "nothing-to-revert", "no patch"),
@@ -403,7 +403,7 @@ def test_a_stdout_that_is_full_is_status_7_without_a_traceback(tiny_model, flags
         command = [sys.executable, "-m", "planner", "profile", str(tiny_model), *flags]
         found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert found.returncode == status
-    assert found.stderr.startswith("error[storage]: No space left on device\nhint: ")
+    assert found.stderr.startswith("error[storage]: the output could not be written: No space left on device; ")
     assert len(found.stderr.splitlines()) == 2
 
 

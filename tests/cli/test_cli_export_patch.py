@@ -96,9 +96,9 @@ def test_what_export_says(planner, patched, tmp_path, everything):
     assert f"planner apply '{tmp_path / 'a b.patch'}' --model BASE" in result.err
     before = everything(tmp_path)
     refused(planner("export-patch", patched, "--out", tmp_path / "a b.patch"), 2, "output-exists")
-    refused(planner("export-patch", patched, "--out", tmp_path / "n", "--patch", 3), 2, "nothing-to-revert")
+    refused(planner("export-patch", patched, "--out", tmp_path / "n", "--patch", 3), 2, "patch-missing")
     refused(planner("export-patch", patched, "--out", tmp_path / "no" / "n"), 7, "storage")
-    refused(planner("export-patch", tmp_path, "--out", tmp_path / "n"), 2, "nothing-to-revert")
+    refused(planner("export-patch", tmp_path, "--out", tmp_path / "n"), 2, "patch-missing")
     assert everything(tmp_path) == before
 
 

@@ -111,16 +111,38 @@ def test_apply_yes_is_recorded_as_the_users_own_decision(planner, proposed, tiny
     }
 
 
-def test_all_means_all_that_is_open_and_overturns_nobody(planner, proposed, tiny_model):
-    assert planner("review", proposed, "--model", tiny_model, "--reject", "m02", "--why", "too bold").status == 0
-    assert planner("review", proposed, "--model", tiny_model, "--approve", "all", "--reviewer", "ann").status == 0
-    found = decisions(proposed)
-    assert found["m02"][0::2] == ("rejected", "too bold")
-    assert {name for name, decision in found.items() if decision[0] == "approved"} == {"m01", "m03"}
-    assert planner("review", proposed, "--model", tiny_model, "--approve", "m02", "--reviewer", "ann").status == 0
-    assert decisions(proposed)["m02"][:2] == ("approved", "ann"), "by name it can be overturned"
-    again = planner("review", proposed, "--model", tiny_model, "--approve", "all")
-    assert again.status == 0, "nothing is open, and nobody is asked"
+def test_all_means_every_modification_whatever_was_decided_before(planner, proposed, tiny_model):
+    def review(*given):
+        result = planner("review", proposed, "--model", tiny_model, *given)
+        assert result.status == 0, result.err
+        return result
+
+    review("--reject", "m02", "--why", "too bold")
+    told = review("--approve", "all", "--reviewer", "ann").err
+    assert {decision[:2] for decision in decisions(proposed).values()} == {("approved", "ann")}
+    assert "decided otherwise before: m02 (rejected by " in told
+    review("--reject", "all", "--reviewer", "bob")
+    assert {decision[:2] for decision in decisions(proposed).values()} == {("rejected", "bob")}
+    review("--approve", "all", "--reject", "m02")
+    assert [decision[0] for decision in decisions(proposed).values()] == ["approved", "rejected", "approved"]
+    review("--reject", "all", "--approve", "m02,m03")
+    assert [decision[0] for decision in decisions(proposed).values()] == ["rejected", "approved", "approved"]
+
+
+def test_what_was_rejected_as_a_whole_after_an_approval_is_not_applied(planner, approved, tiny_model, tmp_path):
+    assert planner("review", approved, "--model", tiny_model, "--reject", "all").status == 0
+    result = planner("apply", approved, "--model", tiny_model, "--out", tmp_path / "out")
+    assert result.status == 3
+    assert "no modification of the plan is approved" in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_question_mark_explains_the_keys(planner, proposed, tiny_model, types):
+    types("?", "q")
+    result = planner("review", proposed, "--model", tiny_model)
+    assert result.status == 0
+    assert "s: leave it undecided" in result.err
+    assert decisions(proposed) == {}
 
 
 def test_ctrl_c_in_the_middle_of_a_review_keeps_what_was_decided(planner, proposed, tiny_model, types):
