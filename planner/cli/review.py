@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from planner.plan import Modification, Plan, Policy
 
 _MOST_TENSORS = 12
-_ALL = "all: every modification, decided or not, but those that the other option names."
+_ALL_BUT = "all but those that the other option names"
 _EVERY = "all"
 _KEYS = (
     "a: approve, and r: reject, each with a reason if you like; it is kept with the plan at once",
@@ -37,10 +37,14 @@ def command(
     model: ModelOption,
     more: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="More ids for the flag given.")] = None,
     approve: Annotated[
-        list[str] | None, typer.Option(metavar="ID|all", help=f"Approve these; repeat, or use commas. {_ALL}")
+        list[str] | None,
+        typer.Option(
+            metavar="ID|all", help=f"Approve these; repeat, or use commas. all: {_ALL_BUT}, or somebody rejected."
+        ),
     ] = None,
     reject: Annotated[
-        list[str] | None, typer.Option(metavar="ID|all", help=f"Reject these; repeat, or use commas. {_ALL}")
+        list[str] | None,
+        typer.Option(metavar="ID|all", help=f"Reject these; repeat, or use commas. all: {_ALL_BUT}, approved or not."),
     ] = None,
     why: Annotated[str, typer.Option(callback=at_most(2048), help="Why; kept with the decision.")] = "",
     reviewer: Annotated[str | None, typer.Option(callback=at_most(200), help="Who decides; default: you.")] = None,
@@ -110,8 +114,16 @@ def command(
     screen.say(f"wrote {out or plan}")
     if overturned := _overturned(before, read):
         screen.say(f"decided otherwise before: {', '.join(overturned)}")
+    kept = [name for name in before.review if _is_rejected(before, name) and name not in (*approved, *rejected)]
+    if kept and approve:
+        screen.say(f"left rejected: {', '.join(kept)}; to approve them, name them")
     if not undecided(read, limits) and any(d.decision == "approved" for d in read.review.values()):
         _say_next(out or plan, model, read, limits, policy, screen, key=sign)
+
+
+def _is_rejected(plan: Plan, name: str) -> bool:
+    """Also where the plan was edited since, and the decision counts no more."""
+    return name in plan.review and plan.review[name].decision == "rejected"
 
 
 def _overturned(before: Plan, now: Plan) -> list[str]:
@@ -152,7 +164,10 @@ def _standing(name: str, plan: Plan, reasons: Mapping[str, str]) -> str:
 def _decisions(
     plan: Plan, approve: list[str] | None, reject: list[str] | None, more: list[str]
 ) -> tuple[list[str], list[str]]:
-    """The ids to approve, and those to reject. `all` is what it says: what was decided before is decided again."""
+    """The ids to approve, and those to reject.
+
+    To reject all is what it says. To approve all overturns no rejection: that is done by name.
+    """
     if more and bool(approve) == bool(reject):
         raise UsageError(f"what about {' '.join(more)}?", hint="name ids after --approve or --reject; commas work too")
     approved, rejected = _ids(approve, more), _ids(reject, more)
@@ -160,7 +175,7 @@ def _decisions(
     if approved == rejected == [_EVERY]:
         raise UsageError("all approved and all rejected at once", hint="decide for one, and name ids after the other")
     if approved == [_EVERY]:
-        approved = [name for name in every if name not in rejected]
+        approved = [name for name in every if name not in rejected and not _is_rejected(plan, name)]
     elif rejected == [_EVERY]:
         rejected = [name for name in every if name not in approved]
     if both := set(approved) & set(rejected):

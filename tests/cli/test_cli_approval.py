@@ -115,7 +115,8 @@ def test_another_policy_opens_the_review_again(review, policy):
     assert "m03  undecided: approved by ann before" in shown
     shown = review("--approve", "all").out
     assert "m03  approved by ann" in shown
-    assert "m02  approved by ann" in shown
+    assert "m02  undecided: rejected" in shown, "`all` overturns no rejection"
+    assert "m02  approved by ann" in review("--approve", "m02").out, "its name does"
 
 
 # -- edits -------------------------------------------------------------------------------------------------------------

@@ -111,22 +111,27 @@ def test_apply_yes_is_recorded_as_the_users_own_decision(planner, proposed, tiny
     }
 
 
-def test_all_means_every_modification_whatever_was_decided_before(planner, proposed, tiny_model):
+def test_all_overturns_approvals_and_no_rejection(planner, proposed, tiny_model):
     def review(*given):
         result = planner("review", proposed, "--model", tiny_model, *given)
         assert result.status == 0, result.err
         return result
 
     review("--reject", "m02", "--why", "too bold")
-    told = review("--approve", "all", "--reviewer", "ann").err
-    assert {decision[:2] for decision in decisions(proposed).values()} == {("approved", "ann")}
-    assert "decided otherwise before: m02 (rejected by " in told
-    review("--reject", "all", "--reviewer", "bob")
+    assert "left rejected: m02; to approve them, name them" in review("--approve", "all", "--reviewer", "ann").err
+    found = decisions(proposed)
+    assert found["m02"][0::2] == ("rejected", "too bold")
+    assert {name for name, decision in found.items() if decision[:2] == ("approved", "ann")} == {"m01", "m03"}
+    assert "m02 (rejected by " in review("--approve", "m02", "--reviewer", "ann").err
+    assert decisions(proposed)["m02"][:2] == ("approved", "ann"), "by name it can be overturned"
+    assert "left rejected" not in review("--approve", "all", "--reviewer", "ann").err
+    told = review("--reject", "all", "--reviewer", "bob").err
+    assert "decided otherwise before: m01 (approved by ann), m02 (approved by ann), m03 (approved by ann)" in told
     assert {decision[:2] for decision in decisions(proposed).values()} == {("rejected", "bob")}
-    review("--approve", "all", "--reject", "m02")
-    assert [decision[0] for decision in decisions(proposed).values()] == ["approved", "rejected", "approved"]
     review("--reject", "all", "--approve", "m02,m03")
     assert [decision[0] for decision in decisions(proposed).values()] == ["rejected", "approved", "approved"]
+    review("--approve", "m01", "--reject", "m02")
+    assert [decision[0] for decision in decisions(proposed).values()] == ["approved", "rejected", "approved"]
 
 
 def test_what_was_rejected_as_a_whole_after_an_approval_is_not_applied(planner, approved, tiny_model, tmp_path):
