@@ -207,7 +207,6 @@ class Staging:
             before=self._written.before.fingerprint,
             after=fingerprint,
             earlier=goals_in_force(ledger) if ledger else (),
-            applied_to=work.checkpoint.name,
         )
         work.add_file(CARD, content)
         self._written = put_file(self._stage, self._written, CARD, content, like=present)

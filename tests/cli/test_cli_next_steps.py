@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 
 import pytest
@@ -204,15 +203,3 @@ def test_recover_of_a_folder_that_never_was_says_so(planner, tmp_path):
 
 
 # -- the card ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_card_of_a_result_names_the_hub_id_that_the_plan_was_applied_to(planner, plan, model, tmp_path):
-    snapshot = tmp_path / "hub" / "models--org--tiny" / "snapshots" / "0123abcd"
-    snapshot.parent.mkdir(parents=True)
-    os.rename(model, snapshot)
-    for source, base in ((snapshot, "org/tiny"), (tmp_path / "hub" / "renamed", "model")):
-        if not source.exists():
-            os.rename(snapshot, source)
-        out = tmp_path / f"out-{source.name}"
-        assert planner("apply", plan, "--model", source, "--out", out, "--yes").status == 0
-        assert f"base_model: {base}\n" in (out / "README.md").read_text()

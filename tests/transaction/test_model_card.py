@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from builders import a_plan
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from snapshots import approved_plan, change, scale
@@ -139,6 +139,8 @@ VALUES = st.recursive(
 )
 
 
+@example(fields={"license": None, "base_model": "\xa0"}, flow=False, style=None, width=20)
+@example(fields={"license_name": "licence\xa0: libre", "tags": ["a\u2003b"]}, flow=False, style=None, width=200)
 @settings(max_examples=150, deadline=None)
 @given(
     fields=st.dictionaries(

@@ -16,10 +16,11 @@ import pytest
 from builders import random_tensor, write_checkpoint, write_shard
 from faults import Disk, installed
 from portable_cases import KINDS, apply_here, arrays_of, llama, planned, rewrite
-from snapshots import ANY, MEMORY, approved_plan, everything, files, litter, scale, short_pieces
+from snapshots import ANY, MEMORY, approved_plan, change, everything, files, litter, scale, short_pieces, small_model
 
+from planner import fsio
 from planner.checkpoint import fingerprint_checkpoint, open_checkpoint
-from planner.errors import OutputExists, PatchMissing, PlanRefused, StalePlan, UnsafeInPlace
+from planner.errors import Locked, OutputExists, PatchMissing, PlanRefused, StalePlan, UnsafeInPlace
 from planner.plan import Policy, decide, write_plan
 from planner.transaction import PortablePatch, apply_patch, apply_plan, export_patch, is_portable, revert, verify
 
@@ -314,3 +315,14 @@ def test_a_rejected_modification_is_not_in_it(tmp_path: Path) -> None:
     with pytest.raises(PlanRefused, match="nobody approved"):
         put(smuggled, model, tmp_path / "x")
     assert json.loads(arrays_of(tmp_path / "model.patch")["patch"])["config"] == {}
+
+
+def test_two_exports_to_one_file_take_turns(tmp_path: Path) -> None:
+    model = small_model(tmp_path / "model")
+    change(model, scale(2, layers="0"), policy=ANY)
+    out = tmp_path / "a.patch"
+    with fsio.lock(tmp_path / ".a.patch.planner-lock"), pytest.raises(Locked):
+        export_patch(model, out)
+    assert not out.exists()
+    export_patch(model, out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.patch", "model"]

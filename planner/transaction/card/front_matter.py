@@ -13,21 +13,24 @@ from dataclasses import dataclass
 
 __all__ = ["line_break", "with_base_model"]
 
-_OPENING = re.compile(r"\ufeff?\s*---[ \t]*(?:\r\n|\n|\r)")
+_OPENING = re.compile(r"\ufeff?[ \t\r\n]*---[ \t]*(?:\r\n|\n|\r)")
 _CLOSING = re.compile(r"(?<=[\r\n])(?:---|\.\.\.)[ \t]*(?=\r|\n|\Z)")
+_SPACE = " \t\r\n"
+"""White space as YAML has it: no more of it, and a no-break space is a character as any other."""
 _BREAK = re.compile(r"\r\n|\n|\r")
 _LINE = re.compile(r"([^\r\n]*)(?:\r\n|\n|\r|\Z)")
 _DASHES = re.compile(r"(?:-[ ]+)*(?:-(?=[\r\n]|\Z))?")
 _KEY = re.compile(
     r"""(?:"(?P<double>[^"\\\r\n]*)"|'(?P<single>[^'\r\n]*)'"""
-    r"""|(?P<plain>[^\s,\[\]{}#&*!|>'"%@`?:-](?:[^\s:#]|:(?=[^\s])|(?<=[^\s])\#|[ ]+(?=[^\s:#]))*))"""
+    r"""|(?P<plain>[^ \t\r\n,\[\]{}#&*!|>'"%@`?:-]"""
+    r"""(?:[^ \t\r\n:#]|:(?=[^ \t\r\n])|(?<=[^ \t\r\n])\#|[ ]+(?=[^ \t\r\n:#]))*))"""
     r"""[ \t]*:(?=[ \t\r\n]|\Z)"""
 )
-_PROPERTIES = re.compile(r"(?:[&!][^\s,\[\]{}]*[ \t]+)*(?:[&!][^\s,\[\]{}]*(?=[\r\n]|\Z))?")
+_PROPERTIES = re.compile(r"(?:[&!][^ \t\r\n,\[\]{}]*[ \t]+)*(?:[&!][^ \t\r\n,\[\]{}]*(?=[\r\n]|\Z))?")
 _BLOCK_SCALAR = re.compile(r"[|>][0-9+-]*[ \t]*(?:[ \t]#[^\r\n]*)?(?=[\r\n]|\Z)")
 _REST = re.compile(r"[ \t]*(?:(?<=[ \t])#[^\r\n]*)?(?=[\r\n]|\Z)")
-_PLAIN = re.compile(r"(?:[^\s#]|(?<=[^\s])\#|[ \t]+(?=[^\s#]))*")
-_ANCHOR = re.compile(r"(?:^|[\s\[{,])&\S")
+_PLAIN = re.compile(r"(?:[^ \t\r\n#]|(?<=[^ \t\r\n])\#|[ \t]+(?=[^ \t\r\n#]))*")
+_ANCHOR = re.compile(r"(?:^|[ \t\r\n\[{,])&\S")
 _PROSE = re.compile(r"[\w*>|`]")
 _UNUSUAL_BREAK = re.compile("[\x0b\x0c\x85\u2028\u2029]")
 _AS_IT_IS = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
@@ -202,13 +205,13 @@ def _flow_end(block: str, at: int) -> int | None:
                 return None
             at, before = end, character
             continue
-        if character == "#" and block[at - 1].isspace():
+        if character == "#" and block[at - 1] in _SPACE:
             at = _next_line(block, at)
             continue
         depth += (character in "[{") - (character in "]}")
         if depth == 0:
             return at + 1
-        before = before if character.isspace() else character
+        before = before if character in _SPACE else character
         at += 1
     return None
 
@@ -236,7 +239,7 @@ def _added(block: str, entry: _Entry, tag: str, end_of_line: str) -> tuple[int, 
     if (
         entry.style == "["
         and entry.lines == 1
-        and re.fullmatch(r"\[[^\[\]{}#\"'\r\n]*[^\[\]{}#\"'\r\n,\s][ ]*\]", text)
+        and re.fullmatch(r"\[[^\[\]{}#\"'\r\n]*[^\[\]{}#\"'\r\n, \t\r\n][ ]*\]", text)
     ):
         return entry.end - 1, entry.end - 1, f", {tag}"
     items = re.findall(r"^([ ]*)- +[\w./:@+-][^\r\n]*$", text.replace("\r\n", "\n").replace("\r", "\n"), re.MULTILINE)

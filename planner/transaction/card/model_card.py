@@ -1,7 +1,7 @@
 """The model card of a changed checkpoint: README.md, with `base_model` and a section that lists the modifications.
 
-The card is made of the card that is there, the plan, the base's hub id and what the patch measured, and of nothing
-else: no time, no user, no path, no version. So the same base and the same plan give the same bytes on every machine.
+The card is made of the card that is there, the plan and what the patch measured, and of nothing else: no time, no user,
+no path, no version. So the same base and the same plan give the same bytes on every machine.
 
 What others wrote (the goal, reasons, names of tensors and of the checkpoint) is data. In the section it stands in table
 cells, escaped: it can neither leave its cell nor become HTML, an image, a formula or a link.
@@ -31,7 +31,6 @@ _MARK = re.compile(rb"(?<![^\r\n])<!-- model-patch-planner: (begin|end) -->[ \t]
 _MARKUP = re.compile(r"[\\`*\[\]<>#|~$&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _OUT_OF_CODE = re.compile(r"[`|\\]")
 _LIKE_A_LINK = re.compile(r"://|www\.|@|(?:mailto|xmpp|tel|javascript|data):", re.IGNORECASE)
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _LONGEST = 500
 _MOST_TENSORS = 300
 _MOST_MODIFICATIONS = 300
@@ -46,7 +45,6 @@ def model_card(
     before: str,
     after: str,
     earlier: Sequence[str] = (),
-    applied_to: str = "",
 ) -> bytes:
     """The card for the result of a patch.
 
@@ -55,14 +53,11 @@ def model_card(
     `before` and `after` are the fingerprints of the base and of the result. `earlier` are the goals of the patches
     that were in force already, oldest first.
 
-    `applied_to` is what the checkpoint before the patch is called here. Where that is a hub id, it is the base; else it
-    is a name that means something on one machine only, and the base is the one that the plan names.
-
-    The front matter gets `base_model`, the name of that base, and the tag `TAG`; it keeps every other line. The
-    section between the marks is replaced, or appended; all else stays byte for byte. In a card that is not UTF-8
-    only the section is written.
+    The front matter gets `base_model`, the name of the checkpoint that the plan was made for, and the tag `TAG`; it
+    keeps every other line. The section between the marks is replaced, or appended; all else stays byte for byte. In a
+    card that is not UTF-8 only the section is written.
     """
-    base = applied_to if _HUB_ID.fullmatch(applied_to) else _name(plan.checkpoint.name)
+    base = _name(plan.checkpoint.name)
     lines = list(_section(plan, base, modifications, tensors, before, after, earlier))
     if present is None or not present.strip():
         title = f"# {_cell(base)}, with changed weights"

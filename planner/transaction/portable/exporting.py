@@ -19,6 +19,7 @@ from planner.transaction.pieces import PIECE
 from planner.transaction.portable.patch_file import HEAD, PatchHead, PatchTensor
 from planner.transaction.portable.patch_file import PLAN as PLAN_ARRAY
 from planner.transaction.portable.porting import new_config
+from planner.transaction.stage import lock_file
 from planner.transaction.types import Frames, Ledger, Receipt, ReceiptTensor
 from planner.transaction.undo.data import Arrays, UndoData
 from planner.transaction.undo.frames import Framing
@@ -34,7 +35,7 @@ def export_patch(model: Path, out: Path, *, number: int | None = None, progress:
     """Write patch `number` of `model`, the last one in force by default, to the new file `out`.
 
     Raises `OutputExists`, `PatchMissing` where no such patch is in force, `LedgerDamaged` where the weights are not
-    what the ledger says, or a `StorageError`.
+    what the ledger says, `Locked` while another process writes to `out`, or a `StorageError`.
     """
     if out.exists():
         raise OutputExists(f"{out} exists", hint="choose another name with --out, or remove it")
@@ -47,19 +48,20 @@ def export_patch(model: Path, out: Path, *, number: int | None = None, progress:
     later = ledger.in_force[ledger.in_force.index(number) + 1 :]
     exporting = _Exporting(checkpoint, number, way_back(model, checkpoint, later), progress)
     folder = out.parent / f".{out.name}.planner-export"
-    try:
-        fsio.remove_tree(folder)  # left by a process that was killed
-        fsio.make_folder(folder)
+    with fsio.lock(lock_file(out)):
         try:
-            head = exporting.head(folder)
-        except (PlanInvalid, OSError, ValueError) as error:
-            raise LedgerDamaged(
-                f"the record of patch {number} is damaged: {' '.join(str(error).split())[:200]}",
-                hint="`planner verify MODEL` names what differs; put it back from a copy",
-            ) from None
-        fsio.replace_file(out, exporting.content(folder, head))
-    finally:
-        fsio.remove_tree(folder)
+            fsio.remove_tree(folder)  # left by a process that was killed
+            fsio.make_folder(folder)
+            try:
+                head = exporting.head(folder)
+            except (PlanInvalid, OSError, ValueError) as error:
+                raise LedgerDamaged(
+                    f"the record of patch {number} is damaged: {' '.join(str(error).split())[:200]}",
+                    hint="`planner verify MODEL` names what differs; put it back from a copy",
+                ) from None
+            fsio.replace_file(out, exporting.content(folder, head))
+        finally:
+            fsio.remove_tree(folder)
     return head
 
 
