@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import a_plan, random_tensor, write_checkpoint
-from faults import run_forked
+from small_disks import AS_ROOT, NOBODY, as_nobody, tmpfs
 from snapshots import approved_plan, change, everything, files, litter, scale, small_model, stored
 
 from planner import fsio
@@ -310,20 +309,6 @@ def test_no_place_is_written_that_is_read_only(model: Path, place: str, monkeypa
         assert _refused(plan, model, ReadOnly, place).exit_status == 7
 
 
-NOBODY = 65534
-AS_NOBODY = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
-
-
-def _as_nobody(work: Callable[[], object]) -> int:
-    def child() -> None:
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-        work()
-
-    return run_forked(child)
-
-
 @pytest.fixture
 def shared(tmp_path: Path) -> Iterator[Path]:
     """A folder that any user can reach and write into, with a model of root's in it."""
@@ -343,7 +328,7 @@ def _raises(kind: type[Exception], work: Callable[[], object]) -> Callable[[], N
     return checked
 
 
-@AS_NOBODY
+@AS_ROOT
 def test_a_model_that_the_user_may_not_write_is_not_changed_in_place(shared: Path) -> None:
     model = shared / "model"
     for name in ("tokenizer.json", "sub", "sub/notes.txt"):
@@ -351,23 +336,23 @@ def test_a_model_that_the_user_may_not_write_is_not_changed_in_place(shared: Pat
     plan = approved_plan(model, scale(2, layers="0"))
     work = _raises(ReadOnly, lambda: apply_plan(plan, model, out=None, policy=Policy(), by="nobody"))
     with nothing_changes(shared):
-        assert _as_nobody(work) == 0
+        assert as_nobody(work) == 0
     (shared / "model").chmod(0o777)  # then the folder may be written, but not the one in it
     with nothing_changes(shared):
-        assert _as_nobody(work) == 0
+        assert as_nobody(work) == 0
 
 
-@AS_NOBODY
+@AS_ROOT
 def test_a_place_that_the_user_may_not_write_is_refused(shared: Path) -> None:
     model = shared / "model"
     plan = approved_plan(model, scale(2, layers="0"))
     shared.chmod(0o755)
     with nothing_changes(shared):
         work = _raises(ReadOnly, lambda: apply_plan(plan, model, out=shared / "o", policy=Policy(), by="nobody"))
-        assert _as_nobody(work) == 0
+        assert as_nobody(work) == 0
 
 
-@AS_NOBODY
+@AS_ROOT
 def test_a_read_only_model_of_somebody_else_can_be_copied_and_the_copy_changed(shared: Path) -> None:
     model, out = shared / "model", shared / "out"
     for name, mode in (("tokenizer.json", 0o444), ("sub/notes.txt", 0o444), ("sub", 0o555), ("empty", 0o555)):
@@ -381,34 +366,20 @@ def test_a_read_only_model_of_somebody_else_can_be_copied_and_the_copy_changed(s
         assert verify(out).original
 
     old = everything(model)
-    assert _as_nobody(work) == 0
+    assert as_nobody(work) == 0
     assert everything(model) == old
     assert files(out) == files(model)
     assert out.stat().st_uid == NOBODY
     assert litter(shared) == []
 
 
-@contextmanager
-def _tiny_disk(folder: Path, size: str) -> Iterator[Path]:
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"mounting is not allowed here: {mounted.stderr.decode().strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+@AS_ROOT
 @PLACES
 def test_a_disk_that_fills_up_on_the_way_leaves_the_old_state(
     tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real full disk: it looks large enough at first, and is not."""
-    with _tiny_disk(tmp_path / "disk", "448k") as disk:
+    with tmpfs(tmp_path / "disk", 448 * 2**10) as disk:
         tensors = {f"layers.{layer}.w.weight": ("BF16", random_tensor((100, 300), seed=layer)) for layer in range(4)}
         model = write_checkpoint(disk / "model", tensors, shards=2)
         plan = approved_plan(model, scale(1.5, layers="0-3"))
@@ -417,11 +388,11 @@ def test_a_disk_that_fills_up_on_the_way_leaves_the_old_state(
             apply_plan(plan, model, out=disk / "out" if place == "out" else None, policy=Policy(), by="tester")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+@AS_ROOT
 def test_a_full_disk_does_not_keep_recover_from_freeing_space(tmp_path: Path) -> None:
     from planner.transaction import recover
 
-    with _tiny_disk(tmp_path / "disk", "256k") as disk:
+    with tmpfs(tmp_path / "disk", 256 * 2**10) as disk:
         model = small_model(disk / "model")
         stage = disk / ".model.planner-stage-0badcafe"
         stage.mkdir()
